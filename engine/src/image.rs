@@ -1,0 +1,1 @@
+//! Images: names, content by digest, unpacked layers.

@@ -1,0 +1,5 @@
+//! Runs sandboxes and keeps images: everything that touches the kernel. Knows nothing of HTTP, jobs or policies.
+
+pub mod image;
+pub mod sandbox;
+pub mod spec;
