@@ -1,0 +1,18 @@
+//! The types that travel: what a client sends to the service and what it gets back, as JSON.
+//! They are only data. What the service makes of them is its own affair.
+
+pub mod image;
+pub mod job;
+pub mod policy;
+pub mod problem;
+pub mod system;
+
+pub use image::{Image, ImageConfig, ImageList, ImageRemoved};
+pub use job::{
+    Artifact, ArtifactList, ArtifactsRequest, Batch, BatchItem, BatchResult, Ending, EndingKind, Event, Figures, Gap,
+    Job, JobFile, JobList, JobRequest, JobSpec, JobState, JobSummary, Limits, LimitsRequest, LogChunk, Output, Phases,
+    SpecFile, Stream, Times, Upload, Writable,
+};
+pub use policy::{Decision, Denial, Outcome, Policy, PolicyList, PolicyWarning, Verdict};
+pub use problem::Problem;
+pub use system::{Health, Token, TokenCreated, TokenList, TokenRequest, Version};
