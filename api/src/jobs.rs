@@ -1,0 +1,4 @@
+//! Jobs.
+
+pub mod log;
+pub mod queue;
