@@ -1,1 +1,5 @@
-//! Images: names, content by digest, unpacked layers.
+//! Images: names, content by digest, unpacked layers. What comes from outside is hostile here: every byte of an
+//! archive or a manifest is bounded and verified before it counts.
+
+pub mod archive;
+pub mod compression;
