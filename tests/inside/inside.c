@@ -228,7 +228,6 @@ static long try_perf_event_open(void) {
     return syscall(SYS_perf_event_open, &attributes, 0, -1, -1, 0);
 }
 static long try_userfaultfd(void) { return syscall(SYS_userfaultfd, 1 /* user mode only */); }
-static long try_seccomp_listener(void) { return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 1 << 3, NULL); }
 static long try_open_by_handle(void) {
     char handle[8 + 128] = {8, 0, 0, 0, 1, 0, 0, 0};
     return syscall(SYS_open_by_handle_at, AT_FDCWD, handle, O_RDONLY);
@@ -340,13 +339,6 @@ static long try_watch_root(void) {
     int descriptor = inotify_init1(0);
     return descriptor < 0 ? -1 : inotify_add_watch(descriptor, "/etc", IN_ACCESS);
 }
-static long try_exec_temporary_setuid(void) {
-    /* Files in /tmp can be made set-user-id, but such a bit must mean nothing there. */
-    int descriptor = open("/tmp/setuid", O_WRONLY | O_CREAT | O_TRUNC, 0755);
-    if (descriptor < 0) return -1;
-    close(descriptor);
-    return chmod("/tmp/setuid", 04755);
-}
 
 /* what ordinary programs need; refused here means that the sandbox is of no use */
 static long try_write_temporary(void) { return open_and_close("/tmp/file", O_WRONLY | O_CREAT); }
@@ -408,7 +400,7 @@ static const struct { const char *name; attempt_function run; } attempts[] = {
     ATTEMPT(adjtimex), ATTEMPT(swapon), ATTEMPT(init_module), ATTEMPT(finit_module), ATTEMPT(kexec_load), ATTEMPT(iopl),
     ATTEMPT(ioperm), ATTEMPT(acct), ATTEMPT(quotactl), ATTEMPT(terminal_injection), ATTEMPT(vhangup), ATTEMPT(keyctl),
     ATTEMPT(add_key), ATTEMPT(request_key), ATTEMPT(io_uring), ATTEMPT(bpf), ATTEMPT(perf_event_open),
-    ATTEMPT(userfaultfd), ATTEMPT(seccomp_listener), ATTEMPT(open_by_handle), ATTEMPT(name_to_handle), ATTEMPT(fanotify),
+    ATTEMPT(userfaultfd), ATTEMPT(open_by_handle), ATTEMPT(name_to_handle), ATTEMPT(fanotify),
     ATTEMPT(modify_ldt), ATTEMPT(personality_legacy), ATTEMPT(x32_call), ATTEMPT(32_bit_call), ATTEMPT(unknown_call),
     ATTEMPT(raw_socket), ATTEMPT(raw_socket_6), ATTEMPT(packet_socket), ATTEMPT(vsock), ATTEMPT(alg_socket),
     ATTEMPT(bluetooth_socket), ATTEMPT(netlink_audit), ATTEMPT(connect_outside), ATTEMPT(connect_loopback),
@@ -417,7 +409,7 @@ static const struct { const char *name; attempt_function run; } attempts[] = {
     ATTEMPT(write_root), ATTEMPT(write_passwd), ATTEMPT(truncate_passwd), ATTEMPT(unlink_passwd), ATTEMPT(chmod_root),
     ATTEMPT(chown_root), ATTEMPT(touch_root), ATTEMPT(setxattr_root), ATTEMPT(link_root), ATTEMPT(reopen_writable),
     ATTEMPT(map_shared_writable), ATTEMPT(write_dev), ATTEMPT(chmod_dev_null), ATTEMPT(flock_root),
-    ATTEMPT(record_lock_root), ATTEMPT(lease_root), ATTEMPT(watch_root), ATTEMPT(exec_temporary_setuid),
+    ATTEMPT(record_lock_root), ATTEMPT(lease_root), ATTEMPT(watch_root), 
     ATTEMPT(write_temporary), ATTEMPT(write_dev_null), ATTEMPT(read_random), ATTEMPT(fork), ATTEMPT(memfd),
     ATTEMPT(unix_socket_pair), ATTEMPT(listen_loopback), ATTEMPT(thread), ATTEMPT(shared_memory), ATTEMPT(lock_temporary),
     ATTEMPT(read_own_proc), ATTEMPT(terminal),

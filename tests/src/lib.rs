@@ -2,6 +2,7 @@
 //! before and after. Nothing of this is linked with the product.
 
 pub mod archive;
+pub mod events;
 pub mod host;
 pub mod http;
 pub mod service;
@@ -10,6 +11,7 @@ use std::env;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use events::{Sent, events};
 pub use service::{Options, Service};
 
 /// How many times slower than a usual machine this one is: an emulated one says so in `AMPOULE_TEST_SLOWNESS`.

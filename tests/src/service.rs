@@ -267,6 +267,21 @@ impl Service {
         wait_for_end(pid).unwrap_or_else(|| panic!("the service does not end after {signal}\n{}", self.log()))
     }
 
+    /// Waits for the service's end, which something else brings about.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn wait_for_end(&mut self) -> WaitStatus {
+        let pid = self.pid.take().expect("the service runs");
+        wait_for_end(pid).unwrap_or_else(|| panic!("the service does not end\n{}", self.log()))
+    }
+
+    /// The processes of the instance that live, though the service was killed.
+    pub fn processes_left(&self) -> Vec<host::Process> {
+        reap_orphans();
+        host::descendants(process_control::getpid().as_raw_nonzero().get())
+    }
+
     /// Stops the service as its supervisor would, and checks that nothing is left.
     ///
     /// # Panics
@@ -293,10 +308,8 @@ impl Service {
     }
 
     fn look_for_leftovers(&self) -> Vec<String> {
-        reap_orphans();
-        let own_pid = process_control::getpid().as_raw_nonzero().get();
-        let mut left: Vec<String> =
-            host::descendants(own_pid).into_iter().map(|process| format!("process {process:?}")).collect();
+        let processes = self.processes_left().into_iter();
+        let mut left: Vec<String> = processes.map(|process| format!("process {process:?}")).collect();
         left.extend(host::mounts_below(self.folder.path()).into_iter().map(|mount| format!("mount {mount}")));
         let cgroups = host::cgroups().into_iter().filter(|group| !self.others_cgroups.contains(group));
         left.extend(cgroups.map(|group| format!("control group {}", group.display())));
