@@ -3,3 +3,5 @@
 
 pub mod archive;
 pub mod compression;
+pub mod digest;
+pub mod layer;
