@@ -83,7 +83,7 @@ impl Hierarchy {
 
     /// Makes the folder that all groups of this launcher go below, or takes it over from its last life. On version 2
     /// this hands the controllers down to it, and may move this process and the service, its parent, to a group
-    /// below it, since a group with controllers below may hold no processes.
+    /// below it, since a group with controllers below may hold no processes. The name begins with `ampoule-`.
     ///
     /// # Errors
     /// When the folder cannot be made, a controller cannot be handed down, or the machine swaps and cannot limit it.
@@ -122,7 +122,7 @@ impl Root {
         swept.collect::<Vec<_>>().into_iter().collect::<Result<Vec<()>, _>>().map(|swept| swept.len())
     }
 
-    /// Makes a group without limits. Its name must not be in use; `launcher` always is.
+    /// Makes a group. It has little memory, two pids and one processor until it is given other limits. Its name must not be in use; `launcher` always is.
     ///
     /// # Errors
     /// When it exists already, or any of its files cannot be opened or set; nothing of it is left then.
@@ -215,7 +215,7 @@ pub struct Group {
 
 impl Group {
     /// Puts limits in force: memory in whole pages, without swap; pids; processor share over periods of 100 ms. Only
-    /// what differs from what is in force is written, and read back; nothing to change costs nothing.
+    /// what differs from what is in force is written, and read back: a microsecond each, and none for the others.
     ///
     /// # Errors
     /// When a value is refused or does not hold. The group must not be used for a job then.
@@ -266,14 +266,23 @@ impl Group {
         self.folders.0.are_empty()
     }
 
+    /// Takes the processor share off until the next `limit`; a microsecond. For whoever kills the processes by other
+    /// means: dying needs processor time, and a process whose share is used up dies only in a later period.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn lift_cpu_limit(&mut self) -> Result<(), CgroupError> {
+        self.limiter.lift_cpu()
+    }
+
     /// Kills everything in it and returns when it is gone, usually after 150 microseconds and at most after 0.2
-    /// seconds for each hierarchy. Read usage before: what is refused to forking processes meanwhile counts.
+    /// seconds for each hierarchy. Takes the processor share off, and may refuse new processes, until the next
+    /// `limit`. Read usage before: what is refused to forking processes meanwhile counts.
     ///
     /// # Errors
     /// [`CgroupError::Busy`] when something does not go.
     pub fn kill(&mut self) -> Result<(), CgroupError> {
-        // Killing may have closed the door for new processes.
-        self.limiter.forget_pids();
+        self.limiter.forget_pids_and_cpu();
         self.folders.0.kill()
     }
 

@@ -33,8 +33,8 @@ pub enum CgroupError {
         path: PathBuf,
         /// The value.
         value: String,
-        /// What the kernel said.
-        source: cgroups_rs::fs::error::Error,
+        /// What the kernel said, or cgroups-rs of it.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A value was taken without an error and is not in force.
     #[error("`{}` is {found} after it was set to {wanted}", path.display())]

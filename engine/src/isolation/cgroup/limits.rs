@@ -1,7 +1,8 @@
-//! Puts limits on a group. The values are written by cgroups-rs, which hides some failures; so each one is read back
-//! here and compared.
+//! Puts limits on a group. A new group gets its first ones by cgroups-rs, which hides some failures; later ones are
+//! written to descriptors that stay open, 1 microsecond instead of 13. Either way each value is read back and compared.
 
-use std::fs;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use cgroups_rs::fs::MaxValue;
@@ -14,114 +15,140 @@ use nix::unistd::{SysconfVar, sysconf};
 use super::Version;
 use super::error::{CgroupError, failed};
 use super::folders::Folders;
-use crate::spec::Limits;
+use crate::spec::{Limits, MEMORY_BYTES_MIN};
 
 /// The period that a processor share is measured over, in microseconds.
 const CPU_PERIOD_US: u64 = 100_000;
 /// Quota in microseconds of a period for a thousandth of a processor.
 const QUOTA_US_PER_MILLI: u64 = CPU_PERIOD_US / 1000;
+/// Longest value that is read back, in bytes: two numbers.
+const VALUE_BYTES_MAX: usize = 64;
+/// No processor share, in the words of version 2.
+const CPU_UNLIMITED_V2: &str = "max 100000";
+/// What a new group has, so that a group is never without limits: the least memory and pids that a job may ask for.
+const FIRST: InForce = InForce { memory_bytes: MEMORY_BYTES_MIN, pids: 2, cpu_milli: 1000 };
 
-/// The values that this module has set and read back; `None` is as the kernel made the group: without a limit.
-#[derive(Clone, Copy, Debug, Default)]
+/// The values that were set and read back.
+#[derive(Clone, Copy, Debug)]
 struct InForce {
-    memory_bytes: Option<u64>,
-    pids: Option<u32>,
-    cpu_milli: Option<u32>,
+    memory_bytes: u64,
+    pids: u32,
+    cpu_milli: u32,
 }
 
 /// Writes the limits of one group and knows which are in force.
 #[derive(Debug)]
 pub(super) struct Limiter {
     version: Version,
-    folders: Folders,
-    memory: MemController,
-    pids: PidController,
-    cpu: CpuController,
-    swap_accounting: bool,
+    memory: Value,
+    /// Version 1 with accounting of swap: the limit of memory and swap together.
+    memory_and_swap: Option<Value>,
+    pids: Value,
+    cpu: Value,
     page_bytes: u64,
     in_force: InForce,
 }
 
 impl Limiter {
-    /// For a new group: sets what is the same for all jobs, which is the processor share's period and, on version 2,
-    /// no swap and that running out of memory kills the whole group.
+    /// For a new group: sets the first limits, and what is the same for all jobs, which is the processor share's
+    /// period, no swap and, on version 2, that running out of memory kills the whole group.
     pub(super) fn new(version: Version, folders: &Folders) -> Result<Limiter, CgroupError> {
-        let is_v2 = version == Version::V2;
+        let [memory, cpu] = match version {
+            Version::V1 => ["memory.limit_in_bytes", "cpu.cfs_quota_us"],
+            Version::V2 => ["memory.max", "cpu.max"],
+        };
         let swap = folders.memory.join(swap_file(version));
+        let swap = if swap.exists() { Some(Value::open(swap)?) } else { None };
         let limiter = Limiter {
             version,
-            memory: MemController::new(folders.memory.clone(), PathBuf::new(), is_v2),
-            pids: PidController::new(folders.pids.clone(), PathBuf::new(), is_v2),
-            cpu: CpuController::new(folders.cpu.clone(), PathBuf::new(), is_v2),
-            folders: folders.clone(),
-            swap_accounting: swap.exists(),
+            memory: Value::open(folders.memory.join(memory))?,
+            memory_and_swap: None,
+            pids: Value::open(folders.pids.join("pids.max"))?,
+            cpu: Value::open(folders.cpu.join(cpu))?,
             page_bytes: page_bytes(),
-            in_force: InForce::default(),
+            in_force: FIRST,
         };
-        if is_v2 {
-            let group_kill = folders.memory.join("memory.oom.group");
-            fs::write(&group_kill, "1").map_err(failed("write", &group_kill))?;
-            confirm(&group_kill, "1")?;
-            if limiter.swap_accounting {
-                put(&swap, 0, |none| limiter.memory.set_memswap_limit(none))?;
-            }
-        } else {
-            put(&folders.cpu.join("cpu.cfs_period_us"), CPU_PERIOD_US, |period| limiter.cpu.set_cfs_period(period))?;
+        limiter.put_first(folders, swap.as_ref())?;
+        Ok(Limiter { memory_and_swap: swap.filter(|_| version == Version::V1), ..limiter })
+    }
+
+    fn put_first(&self, folders: &Folders, swap: Option<&Value>) -> Result<(), CgroupError> {
+        let is_v2 = self.version == Version::V2;
+        let memory = MemController::new(folders.memory.clone(), PathBuf::new(), is_v2);
+        let bytes = self.whole_pages(FIRST.memory_bytes) as i64;
+        self.memory.put_by(bytes.to_string(), memory.set_limit(bytes))?;
+        if let Some(swap) = swap {
+            // Version 2 limits swap alone, version 1 together with memory.
+            let bytes = if is_v2 { 0 } else { bytes };
+            swap.put_by(bytes.to_string(), memory.set_memswap_limit(bytes))?;
         }
-        Ok(limiter)
+        let pids = PidController::new(folders.pids.clone(), PathBuf::new(), is_v2);
+        self.pids.put_by(FIRST.pids.to_string(), pids.set_pid_max(MaxValue::Value(FIRST.pids.into())))?;
+        let cpu = CpuController::new(folders.cpu.clone(), PathBuf::new(), is_v2);
+        let quota_us = u64::from(FIRST.cpu_milli) * QUOTA_US_PER_MILLI;
+        let set = cpu.set_cfs_quota_and_period(Some(quota_us as i64), Some(CPU_PERIOD_US));
+        self.cpu.put_by(self.cpu_value(FIRST.cpu_milli), set)?;
+        if is_v2 {
+            Value::open(folders.memory.join("memory.oom.group"))?.put("1")
+        } else {
+            Value::open(folders.cpu.join("cpu.cfs_period_us"))?.confirm(&CPU_PERIOD_US.to_string())
+        }
     }
 
     /// Puts in force what differs from what is. After an error the group must not be used.
     pub(super) fn limit(&mut self, limits: &Limits) -> Result<(), CgroupError> {
-        if self.in_force.memory_bytes != Some(limits.memory_bytes) {
+        if self.in_force.memory_bytes != limits.memory_bytes {
             self.limit_memory(limits.memory_bytes)?;
-            self.in_force.memory_bytes = Some(limits.memory_bytes);
+            self.in_force.memory_bytes = limits.memory_bytes;
         }
-        if self.in_force.pids != Some(limits.pids) {
-            let most = MaxValue::Value(limits.pids.into());
-            put(&self.folders.pids.join("pids.max"), most, |most| self.pids.set_pid_max(most))?;
-            self.in_force.pids = Some(limits.pids);
+        if self.in_force.pids != limits.pids {
+            self.pids.put(&limits.pids.to_string())?;
+            self.in_force.pids = limits.pids;
         }
-        if self.in_force.cpu_milli != Some(limits.cpu_milli) {
-            self.limit_cpu(limits.cpu_milli)?;
-            self.in_force.cpu_milli = Some(limits.cpu_milli);
+        if self.in_force.cpu_milli != limits.cpu_milli {
+            self.cpu.put(&self.cpu_value(limits.cpu_milli))?;
+            self.in_force.cpu_milli = limits.cpu_milli;
         }
         Ok(())
     }
 
-    /// Forgets what is in force, so that everything is written again.
-    pub(super) fn forget_pids(&mut self) {
-        self.in_force.pids = None;
+    /// Takes the processor share off until the next `limit`.
+    pub(super) fn lift_cpu(&mut self) -> Result<(), CgroupError> {
+        self.in_force.cpu_milli = 0;
+        self.cpu.put(match self.version {
+            Version::V1 => "-1",
+            Version::V2 => CPU_UNLIMITED_V2,
+        })
+    }
+
+    /// Says that pids and processor share were changed from elsewhere, so that `limit` sets them again.
+    pub(super) fn forget_pids_and_cpu(&mut self) {
+        self.in_force.pids = 0;
+        self.in_force.cpu_milli = 0;
     }
 
     /// Sets the memory limit, whole pages of it, and on version 1 the same limit for memory and swap together.
     fn limit_memory(&self, bytes: u64) -> Result<(), CgroupError> {
-        // The kernel counts in pages, below 2^63 bytes, and rounds down.
-        let bytes = (bytes.min(i64::MAX as u64) / self.page_bytes * self.page_bytes) as i64;
-        let file = if self.version == Version::V2 { "memory.max" } else { "memory.limit_in_bytes" };
-        let memory = || put(&self.folders.memory.join(file), bytes, |bytes| self.memory.set_limit(bytes));
-        if self.version == Version::V2 || !self.swap_accounting {
-            return memory();
-        }
-        let swap = self.folders.memory.join(swap_file(Version::V1));
-        let both = || put(&swap, bytes, |bytes| self.memory.set_memswap_limit(bytes));
+        let value = self.whole_pages(bytes).to_string();
         // The kernel refuses, at any moment, a sum that is below the limit of memory alone.
-        if self.in_force.memory_bytes.is_some_and(|now| (now as i64) < bytes) {
-            both().and_then(|()| memory())
-        } else {
-            memory().and_then(|()| both())
+        match &self.memory_and_swap {
+            None => self.memory.put(&value),
+            Some(both) if bytes > self.in_force.memory_bytes => both.put(&value).and_then(|()| self.memory.put(&value)),
+            Some(both) => self.memory.put(&value).and_then(|()| both.put(&value)),
         }
     }
 
-    fn limit_cpu(&self, milli: u32) -> Result<(), CgroupError> {
+    /// The kernel counts in pages, below 2^63 bytes, and rounds down.
+    fn whole_pages(&self, bytes: u64) -> u64 {
+        bytes.min(i64::MAX as u64) / self.page_bytes * self.page_bytes
+    }
+
+    fn cpu_value(&self, milli: u32) -> String {
         let quota_us = u64::from(milli) * QUOTA_US_PER_MILLI;
-        let quota = quota_us as i64;
-        if self.version == Version::V1 {
-            return put(&self.folders.cpu.join("cpu.cfs_quota_us"), quota, |quota| self.cpu.set_cfs_quota(quota));
+        match self.version {
+            Version::V1 => quota_us.to_string(),
+            Version::V2 => format!("{quota_us} {CPU_PERIOD_US}"),
         }
-        put(&self.folders.cpu.join("cpu.max"), format!("{quota} {CPU_PERIOD_US}"), |_| {
-            self.cpu.set_cfs_quota_and_period(Some(quota), Some(CPU_PERIOD_US))
-        })
     }
 }
 
@@ -138,23 +165,58 @@ fn page_bytes() -> u64 {
     sysconf(SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096, |bytes| bytes as u64)
 }
 
-/// Has a value written to `file`, and reads it back.
-fn put<V: ToString>(file: &Path, value: V, write: impl FnOnce(V) -> Result<(), WriteError>) -> Result<(), CgroupError> {
-    let wanted = value.to_string();
-    match write(value) {
-        Ok(()) => confirm(file, &wanted),
-        Err(source) => Err(CgroupError::Refused { path: file.to_owned(), value: wanted, source }),
+/// A file that holds one value, kept open.
+#[derive(Debug)]
+struct Value {
+    file: File,
+    path: PathBuf,
+}
+
+impl Value {
+    fn open(path: PathBuf) -> Result<Value, CgroupError> {
+        let file = File::options().read(true).write(true).open(&path).map_err(failed("open for writing", &path))?;
+        Ok(Value { file, path })
+    }
+
+    /// Writes a value and reads it back.
+    fn put(&self, value: &str) -> Result<(), CgroupError> {
+        self.file.write_at(value.as_bytes(), 0).map_err(|error| refused(&self.path, value, error))?;
+        self.confirm(value)
+    }
+
+    /// Takes note of what cgroups-rs says of writing `value`, and reads it back.
+    fn put_by(&self, value: String, written: Result<(), WriteError>) -> Result<(), CgroupError> {
+        written.map_err(|error| refused(&self.path, &value, error))?;
+        self.confirm(&value)
+    }
+
+    fn confirm(&self, wanted: &str) -> Result<(), CgroupError> {
+        let mut buffer = [0; VALUE_BYTES_MAX];
+        let length = self.file.read_at(&mut buffer, 0).map_err(failed("read back", &self.path))?;
+        let found = buffer[..length].trim_ascii_end();
+        if found == wanted.as_bytes() {
+            return Ok(());
+        }
+        let found = String::from_utf8_lossy(found).into_owned();
+        Err(CgroupError::NotApplied { path: self.path.clone(), wanted: wanted.to_owned(), found })
     }
 }
 
-fn confirm(file: &Path, wanted: &str) -> Result<(), CgroupError> {
-    let found = fs::read_to_string(file).map_err(failed("read back", file))?;
-    if found.trim_end() == wanted {
-        return Ok(());
+fn refused(path: &Path, value: &str, error: impl std::error::Error + Send + Sync + 'static) -> CgroupError {
+    CgroupError::Refused { path: path.to_owned(), value: value.to_owned(), source: Box::new(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_that_was_not_taken_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("memory.max");
+        // cgroups-rs says that it wrote, and the kernel has nothing of it.
+        std::fs::write(&path, "max\n").unwrap();
+        let error = Value::open(path).unwrap().put_by("4096".into(), Ok(())).unwrap_err().to_string();
+        assert!(error.ends_with("memory.max` is max after it was set to 4096"), "{error}");
     }
-    Err(CgroupError::NotApplied {
-        path: file.to_owned(),
-        wanted: wanted.to_owned(),
-        found: found.trim_end().to_owned(),
-    })
 }

@@ -19,6 +19,9 @@ const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
 /// The group that this process and the service move into, where they stand in the way of handing controllers down.
 pub(super) const OWN_GROUP: &str = "launcher";
 
+/// How the names of all root folders begin.
+const NAME_PREFIX: &str = "ampoule-";
+
 /// Where version 2 is mounted and where in it this process is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Tree {
@@ -67,7 +70,7 @@ pub(super) fn check(tree: &Tree, mounts: &[Mount]) -> Result<(), CgroupError> {
 /// there, say the shell of a login, they are left alone and the group goes to the nearest group above that holds no
 /// processes. Only when there is nothing above, as in a container, everybody moves.
 pub(super) fn prepare(tree: &Tree, name: &str) -> Result<PathBuf, CgroupError> {
-    let home = find_home(tree, name, &|folder| processes(folder), &|folder| folder.join("cgroup.type").exists())?;
+    let home = find_home(tree, &|folder| processes(folder), &|folder| folder.join("cgroup.type").exists())?;
     let folder = home.folder.join(name);
     for above in ancestors(&tree.top, &home.folder) {
         hand_down(above)?;
@@ -96,15 +99,11 @@ struct Home {
 /// Decides it; `processes` lists a group, `is_bounded` says whether a group is not the hierarchy's true root.
 fn find_home(
     tree: &Tree,
-    name: &str,
     processes: &dyn Fn(&Path) -> Result<Vec<i32>, CgroupError>,
     is_bounded: &dyn Fn(&Path) -> bool,
 ) -> Result<Home, CgroupError> {
     let ours = [Some(getpid()), getppid()].map(|id| id.map_or(0, |id| id.as_raw_nonzero().get()));
-    // A service that is started again from inside the group of its last life goes back to the same place.
-    let last_life = Path::new(name).join(OWN_GROUP);
-    let start = if tree.own.ends_with(&last_life) { tree.own.ancestors().nth(2) } else { None };
-    let start = start.unwrap_or(&tree.own);
+    let start = outside_of_last_life(&tree.own).unwrap_or(&tree.own);
     for folder in start.ancestors().take_while(|folder| *folder != tree.top) {
         let inside = processes(folder)?;
         if inside.iter().all(|process| ours.contains(process)) {
@@ -113,6 +112,14 @@ fn find_home(
     }
     let movers = if is_bounded(&tree.top) { processes(&tree.top)? } else { Vec::new() };
     Ok(Home { folder: tree.top.clone(), movers })
+}
+
+/// A service that is started again from inside of `ampoule-…/launcher`, where its last life had moved its parent,
+/// belongs beside that and not below it.
+fn outside_of_last_life(own: &Path) -> Option<&Path> {
+    let folder = own.parent().filter(|_| own.ends_with(OWN_GROUP))?;
+    let is_ours = folder.file_name()?.to_str()?.starts_with(NAME_PREFIX);
+    folder.parent().filter(|_| is_ours)
 }
 
 /// The groups from `top` down to the one above `folder`.
@@ -179,7 +186,8 @@ enum Peak {
 
 impl Peak {
     fn open(folder: &Path) -> Result<Peak, CgroupError> {
-        if let Ok(counter) = Counter::open_writable(folder, "memory.peak") {
+        // Older kernels let it be opened for writing too, and refuse only the write.
+        if let Some(counter) = Counter::open_writable(folder, "memory.peak").ok().filter(|peak| peak.reset().is_ok()) {
             return Ok(Peak::Resettable(counter));
         }
         if folder.join("memory.peak").exists() {
@@ -263,7 +271,8 @@ mod tests {
 
     use super::*;
 
-    const STRANGER: i32 = 1;
+    /// Above what the kernel numbers processes with.
+    const STRANGER: i32 = i32::MAX;
 
     fn own_pid() -> i32 {
         getpid().as_raw_nonzero().get()
@@ -273,7 +282,7 @@ mod tests {
         let tree = Tree { top: "/cg".into(), own: own.into() };
         let groups: BTreeMap<&Path, &[i32]> = groups.iter().map(|(path, inside)| (Path::new(*path), *inside)).collect();
         let list = |folder: &Path| Ok(groups.get(folder).map_or(Vec::new(), |inside| inside.to_vec()));
-        find_home(&tree, "ampoule-1", &list, &|folder| !(root_is_real && folder == Path::new("/cg"))).unwrap()
+        find_home(&tree, &list, &|folder| !(root_is_real && folder == Path::new("/cg"))).unwrap()
     }
 
     #[test]
@@ -305,6 +314,7 @@ mod tests {
     fn a_second_life_goes_back_to_the_same_place() {
         let groups: &[(&str, &[i32])] = &[("/cg/ampoule-1/launcher", &[STRANGER, own_pid()])];
         assert_eq!(home("/cg/ampoule-1/launcher", groups, false), Home { folder: "/cg".into(), movers: vec![] });
+        assert_eq!(outside_of_last_life(Path::new("/cg/other/launcher")), None);
     }
 
     #[test]
@@ -348,8 +358,9 @@ mod tests {
 
     #[test]
     fn the_counters_of_version_2_are_read() {
-        let folder = group_files(&[("memory.peak", "4096\n")]);
+        let folder = group_files(&[("memory.peak", "0\n")]);
         let counters = V2Counters::open(folder.path()).unwrap();
+        fs::write(folder.path().join("memory.peak"), "4096\n").unwrap();
         let totals = counters.totals().unwrap();
         assert_eq!((totals.cpu_ns, totals.user_ns, totals.system_ns), (5_000_000, 4_000_000, 1_000_000));
         assert_eq!((totals.oom_kills, totals.pids_refused, totals.throttled_us), (2, 9, 12_345));
