@@ -12,7 +12,20 @@ use tokio::sync::oneshot;
 
 use crate::spec::{Exit, LayerId, SandboxSpec, StopReason};
 
+pub mod artifacts;
+pub mod client;
+mod descriptors;
+mod exec;
+mod files;
+mod handshake;
+mod init;
+pub mod launcher;
+mod place;
+mod pool;
 pub mod scripted;
+mod verdict;
+mod worker;
+mod zygote;
 
 /// A future that a trait object can return.
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -201,7 +201,10 @@ impl Command {
         }
         for (name, value) in &self.env {
             if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
-                refuse("env", format!("`{name}` is not a variable: a name has no `=`, and neither part has a NUL byte"))?;
+                refuse(
+                    "env",
+                    format!("`{name}` is not a variable: a name has no `=`, and neither part has a NUL byte"),
+                )?;
             }
         }
         let bytes = self.argv.iter().map(|argument| argument.len() + 1).sum::<usize>()

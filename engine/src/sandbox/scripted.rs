@@ -96,9 +96,17 @@ fn play(scene: Scene, input: &Input) -> Result<Running, RuntimeError> {
             },
         };
         drop((stdout_writer, stderr_writer));
-        let _ = exit_sender.send(Exit { ending, detail: String::new(), figures: Figures::default(), phases: Phases::default() });
+        let _ = exit_sender.send(Exit {
+            ending,
+            detail: String::new(),
+            figures: Figures::default(),
+            phases: Phases::default(),
+        });
     });
-    let stop = Box::new(move |reason| drop(stop_sender.send(reason)));
+    let stop = Box::new(move |reason| {
+        // A run that is over cannot be stopped.
+        let _ = stop_sender.send(reason);
+    });
     Ok(Running { stdout, stderr, stdin, artifacts: None, exit, stop })
 }
 

@@ -1,0 +1,8 @@
+//! What a sandbox is walled in with: users, mounts, network, limits, capabilities and the system-call filter.
+
+pub(crate) mod capabilities;
+pub mod cgroup;
+pub(crate) mod mounts;
+pub(crate) mod network;
+pub mod seccomp;
+pub mod users;

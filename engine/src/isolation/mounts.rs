@@ -1,0 +1,378 @@
+//! What a sandbox sees of the file system: the tree of a zygote, and the root of one sandbox made from it.
+//!
+//! ```text
+//! zygote, a small tmpfs:                      sandbox, on a copy of the zygote's mounts:
+//!   /layers/N  the unpacked layers, read-only   /m/N  /layers/N with the owners of this sandbox
+//!   /dev       the shared device nodes          /s    folders that the image lacks, where there are any
+//!   /empty     hides folders of /proc           /r    the root: /m/0, or an overlay of /s and all /m/N
+//! ```
+//!
+//! Paths of the image are resolved below its root only, and `/proc` and `/dev` are mounted last, on real folders.
+
+use std::collections::BTreeSet;
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use nix::sched::{CloneFlags, unshare};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, makedev, mkdirat, mknodat, open, openat2, statat, symlinkat,
+};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, mount_bind, mount_change, mount_move,
+    move_mount, open_tree, unmount,
+};
+use rustix::process::{chdir, chroot, fchdir, pivot_root};
+
+use crate::isolation::users::{IMAGE_FIRST_ID, Identity};
+use crate::spec::{Frame, WritablePath};
+use crate::sys::{self, MountAttributes, SysError, failed};
+
+/// Files of `/proc` that tell of the host or let a job act on it; hidden behind `/dev/null`. The list of the OCI
+/// runtime specification's default, and `interrupts`, by which one sandbox can watch another's timing.
+const HIDDEN_FILES: [&str; 9] = [
+    "kcore",
+    "keys",
+    "latency_stats",
+    "timer_list",
+    "timer_stats",
+    "sched_debug",
+    "interrupts",
+    "softirqs",
+    "sysrq-trigger",
+];
+/// Folders of `/proc` that are hidden behind an empty one.
+const HIDDEN_FOLDERS: [&str; 3] = ["acpi", "asound", "scsi"];
+/// Device nodes of every sandbox: name, major, minor.
+const DEVICES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+/// Links that programs expect in `/dev`.
+const DEVICE_LINKS: [(&str, &str); 4] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+];
+/// Room in `/dev/shm`, in bytes: Docker's default, which test suites with many processes are used to.
+const SHARED_MEMORY_BYTES: u64 = 64 * 1024 * 1024;
+/// What every mount of a layer forbids.
+const LAYER_ATTRIBUTES: u64 = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+
+/// Moves the calling process into a mount namespace that holds the zygote's tree and nothing of the host.
+/// `layers` is the folder of unpacked layers, `names` those of this zygote, lowest first.
+///
+/// # Errors
+/// The call that the kernel refused.
+pub(crate) fn enter_zygote_tree(layers: BorrowedFd<'_>, names: &[&str]) -> Result<(), SysError> {
+    // Cloned first: the kernel clones only what is in the caller's own namespace.
+    let trees = names.iter().map(|name| clone_layer(layers, name)).collect::<Result<Vec<_>, _>>()?;
+    enter_private_namespace()?;
+    let root = tmpfs(&[("size", "1m"), ("nr_inodes", "1k"), ("mode", "0755")], MountAttrFlags::empty())?;
+    become_root(&root)?;
+    for folder in ["/layers", "/m", "/s", "/r", "/dev", "/empty"] {
+        make_folder(folder)?;
+    }
+    for (number, tree) in trees.iter().enumerate() {
+        let target = format!("/layers/{number}");
+        make_folder(&target)?;
+        make_folder(&format!("/m/{number}"))?;
+        attach(tree, &target)?;
+    }
+    make_devices()?;
+    // Parts of it show in sandboxes.
+    let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, id_map: None };
+    sys::mount_setattr(root.as_fd(), attributes).map_err(failed("make read-only", "the zygote's root"))
+}
+
+/// Moves the calling process into a mount namespace whose root is `folder`, with nothing else of the host.
+///
+/// # Errors
+/// The call that the kernel refused.
+pub(crate) fn enter_folder(folder: BorrowedFd<'_>) -> Result<(), SysError> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = open_tree(folder, "", flags).map_err(failed("clone", "the folder to work in"))?;
+    enter_private_namespace()?;
+    become_root(&tree)
+}
+
+fn enter_private_namespace() -> Result<(), SysError> {
+    unshare(CloneFlags::CLONE_NEWNS).map_err(failed("make", "a mount namespace"))?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .map_err(failed("make private", "the mounts"))
+}
+
+/// Makes a detached mount the root of the namespace and lets go of everything else.
+fn become_root(tree: &OwnedFd) -> Result<(), SysError> {
+    attach(tree, "/")?;
+    fchdir(tree).map_err(failed("enter", "the new root"))?;
+    pivot_root(".", ".").map_err(failed("pivot to", "the new root"))?;
+    unmount(".", UnmountFlags::DETACH).map_err(failed("let go of", "the old root"))?;
+    chdir("/").map_err(failed("enter", "/"))
+}
+
+fn clone_layer(layers: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, SysError> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+    let tree = open_tree(layers, name, flags).map_err(failed("clone layer", name))?;
+    let attributes = MountAttributes { set: LAYER_ATTRIBUTES, id_map: None };
+    sys::mount_setattr(tree.as_fd(), attributes).map_err(failed("make read-only layer", name))?;
+    Ok(tree)
+}
+
+/// The `/dev` that all sandboxes of a zygote share: a tmpfs that nobody can write to.
+fn make_devices() -> Result<(), SysError> {
+    let tree = tmpfs(&[("size", "64k"), ("nr_inodes", "64"), ("mode", "0755")], MountAttrFlags::MOUNT_ATTR_NOSUID)?;
+    for (name, major, minor) in DEVICES {
+        let mode = Mode::from_raw_mode(0o666);
+        mknodat(&tree, name, FileType::CharacterDevice, mode, makedev(major, minor))
+            .map_err(failed("make device", name))?;
+    }
+    for (name, target) in DEVICE_LINKS {
+        symlinkat(target, &tree, name).map_err(failed("make link", name))?;
+    }
+    for name in ["shm", "pts", "mqueue"] {
+        mkdirat(&tree, name, Mode::from_raw_mode(0o755)).map_err(failed("make folder", name))?;
+    }
+    attach(&tree, "/dev")?;
+    let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, id_map: None };
+    sys::mount_setattr(tree.as_fd(), attributes).map_err(failed("make read-only", "/dev"))
+}
+
+/// Makes the root of a sandbox, enters it, and says whom its command runs as. The calling process is pid 1 of
+/// the sandbox with a copy of a zygote's mounts, still with the host's privileges.
+///
+/// # Errors
+/// A sentence for the job's owner: what could not be made, or what in the frame does not fit the image.
+pub(crate) fn enter_sandbox_root(frame: &Frame, id_map: BorrowedFd<'_>, first_id: u32) -> Result<Identity, RootError> {
+    for number in 0..frame.layers.len() {
+        map_layer(number, id_map)?;
+    }
+    let root = make_root(frame, first_id)?;
+    let identity = crate::isolation::users::look_up(&frame.user, root.as_fd())?;
+    let owner = (first_id + identity.uid, first_id + identity.gid);
+    let mut writable: Vec<&WritablePath> = frame.writable.iter().collect();
+    // A path below another one must be mounted after it.
+    writable.sort_by_key(|path| path.path.matches('/').count());
+    for path in writable {
+        mount_writable(root.as_fd(), path, owner)?;
+    }
+    mount_proc(root.as_fd())?;
+    mount_dev(root.as_fd(), owner)?;
+    hide_parts_of_proc()?;
+    fchdir(&root).map_err(failed("enter", "the sandbox's root"))?;
+    mount_move("/r", "/").map_err(failed("move", "the sandbox's root"))?;
+    chroot(".").map_err(failed("change root to", "the sandbox's root"))?;
+    chdir("/").map_err(failed("enter", "/"))?;
+    Ok(identity)
+}
+
+/// Why a sandbox has no root.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RootError {
+    #[error(transparent)]
+    System(#[from] SysError),
+    #[error(transparent)]
+    User(#[from] crate::isolation::users::UnknownUser),
+    #[error("writable path {path} is not a folder in the image")]
+    NotAFolder { path: String },
+}
+
+fn map_layer(number: usize, id_map: BorrowedFd<'_>) -> Result<(), SysError> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let source = format!("/layers/{number}");
+    let tree = open_tree(CWD, source.as_str(), flags).map_err(failed("clone", source))?;
+    let attributes = MountAttributes { set: LAYER_ATTRIBUTES, id_map: Some(id_map) };
+    sys::mount_setattr(tree.as_fd(), attributes).map_err(failed("map the owners of layer", number.to_string()))?;
+    attach(&tree, &format!("/m/{number}"))
+}
+
+/// Mounts the root at `/r`. A single layer that has all that is to be mounted on is its own root; else it is an
+/// overlay, with the missing folders as its highest layer.
+fn make_root(frame: &Frame, first_id: u32) -> Result<OwnedFd, RootError> {
+    let layers: Vec<String> = (0..frame.layers.len()).rev().map(|number| format!("/m/{number}")).collect();
+    let plain = match layers.as_slice() {
+        [only] => open_folder(only)?,
+        several => mount_overlay(several)?,
+    };
+    let missing = missing_folders(plain.as_fd(), frame)?;
+    if missing.is_empty() {
+        if layers.len() == 1 {
+            mount_move("/m/0", "/r").map_err(failed("move", "the only layer"))?;
+        }
+        return Ok(open_folder("/r")?);
+    }
+    make_missing_folders(plain.as_fd(), &missing, first_id)?;
+    let with_missing: Vec<String> = std::iter::once("/s".to_owned()).chain(layers).collect();
+    Ok(mount_overlay(&with_missing)?)
+}
+
+/// Mounts a read-only overlay of these folders, highest first, at `/r`.
+fn mount_overlay(folders: &[String]) -> Result<OwnedFd, SysError> {
+    let options = format!("userxattr,lowerdir={}", folders.join(":"));
+    let options = CString::new(options).map_err(|_| rustix::io::Errno::INVAL);
+    let options = options.map_err(failed("write", "the options of the overlay"))?;
+    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+    mount("overlay", "/r", "overlay", flags, options.as_c_str()).map_err(failed("mount", "the layers of the image"))?;
+    open_folder("/r")
+}
+
+/// The folders that must be mounted on and that the image lacks, each as path components.
+fn missing_folders(root: BorrowedFd<'_>, frame: &Frame) -> Result<BTreeSet<String>, RootError> {
+    let mut missing = BTreeSet::new();
+    for name in ["proc", "dev"] {
+        let is_folder = open_below(root, name, ResolveFlags::NO_SYMLINKS).is_ok();
+        if !is_folder {
+            missing.insert(name.to_owned());
+        }
+    }
+    for WritablePath { path, .. } in &frame.writable {
+        match open_below(root, path, ResolveFlags::empty()) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::NOENT) => {
+                missing.insert(path.trim_matches('/').to_owned());
+            }
+            Err(rustix::io::Errno::NOTDIR) => return Err(RootError::NotAFolder { path: path.clone() }),
+            Err(error) => return Err(failed("look for", path.as_str())(error).into()),
+        }
+    }
+    Ok(missing)
+}
+
+/// Makes the missing folders on a tmpfs at `/s`. A parent that the image has keeps its mode and owner, since the
+/// highest layer decides what a merged folder looks like.
+fn make_missing_folders(image: BorrowedFd<'_>, missing: &BTreeSet<String>, first_id: u32) -> Result<(), SysError> {
+    let options = [("size", "256k"), ("nr_inodes", "1k"), ("mode", "0755")];
+    let tree = tmpfs(&options, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV)?;
+    for path in missing {
+        for (end, _) in path.match_indices('/').chain([(path.len(), "")]) {
+            let folder = &path[..end];
+            match mkdirat(&tree, folder, Mode::from_raw_mode(0o755)) {
+                Ok(()) => take_after(image, &tree, folder, first_id)?,
+                Err(rustix::io::Errno::EXIST) => {}
+                Err(error) => return Err(failed("make folder", folder)(error)),
+            }
+        }
+    }
+    take_after(image, &tree, ".", first_id)?;
+    attach(&tree, "/s")
+}
+
+/// Gives a folder the mode and owner that the image's has, or those of root in the sandbox.
+fn take_after(image: BorrowedFd<'_>, tree: &OwnedFd, folder: &str, first_id: u32) -> Result<(), SysError> {
+    let model = statat(image, folder, AtFlags::SYMLINK_NOFOLLOW).ok();
+    let model = model.filter(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
+    let (mode, uid, gid) =
+        model.map_or((0o755, first_id, first_id), |stat| (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid));
+    let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+    rustix::fs::chownat(tree, folder, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+        .map_err(failed("give away folder", folder))?;
+    rustix::fs::chmodat(tree, folder, Mode::from_raw_mode(mode), AtFlags::empty())
+        .map_err(failed("set mode of", folder))
+}
+
+fn mount_writable(root: BorrowedFd<'_>, writable: &WritablePath, owner: (u32, u32)) -> Result<(), RootError> {
+    let target = match open_below(root, &writable.path, ResolveFlags::empty()) {
+        Err(rustix::io::Errno::NOENT) => make_below(root, &writable.path, owner)?,
+        other => other.map_err(failed("open", writable.path.as_str()))?,
+    };
+    let is_shared = matches!(writable.path.trim_end_matches('/'), "/tmp" | "/var/tmp");
+    let tree = writable_tmpfs(writable.size_bytes, writable.inodes, if is_shared { "1777" } else { "0755" }, owner)?;
+    Ok(attach_to(&tree, target.as_fd(), &writable.path)?)
+}
+
+/// Makes a folder that is below another writable path, which is empty at this point.
+fn make_below(root: BorrowedFd<'_>, path: &str, owner: (u32, u32)) -> Result<OwnedFd, SysError> {
+    let mut folder = open_below(root, "/", ResolveFlags::empty()).map_err(failed("open", "/"))?;
+    for name in path.split('/').filter(|name| !name.is_empty()) {
+        match mkdirat(&folder, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) => {
+                let (uid, gid) = (rustix::fs::Uid::from_raw(owner.0), rustix::fs::Gid::from_raw(owner.1));
+                rustix::fs::chownat(&folder, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+                    .map_err(failed("give away folder", path))?;
+            }
+            Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(failed("make folder", path)(error)),
+        }
+        folder = open_below(folder.as_fd(), name, ResolveFlags::NO_SYMLINKS).map_err(failed("open", path))?;
+    }
+    Ok(folder)
+}
+
+fn mount_proc(root: BorrowedFd<'_>) -> Result<(), SysError> {
+    let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed("open", "proc"))?;
+    fsconfig_create(&context).map_err(failed("make", "proc"))?;
+    // All of it is read-only: nothing of a sandbox has to be set through it, and remounting parts costs more.
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let tree = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed("mount", "proc"))?;
+    let target = open_below(root, "proc", ResolveFlags::NO_SYMLINKS).map_err(failed("open", "/proc"))?;
+    attach_to(&tree, target.as_fd(), "/proc")
+}
+
+fn mount_dev(root: BorrowedFd<'_>, owner: (u32, u32)) -> Result<(), SysError> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(CWD, "/dev", flags).map_err(failed("clone", "/dev"))?;
+    let target = open_below(root, "dev", ResolveFlags::NO_SYMLINKS).map_err(failed("open", "/dev"))?;
+    attach_to(&tree, target.as_fd(), "/dev")?;
+    let shared_memory = writable_tmpfs(SHARED_MEMORY_BYTES, 4096, "1777", owner)?;
+    let target = open_below(root, "dev/shm", ResolveFlags::NO_SYMLINKS).map_err(failed("open", "/dev/shm"))?;
+    attach_to(&shared_memory, target.as_fd(), "/dev/shm")
+}
+
+fn hide_parts_of_proc() -> Result<(), SysError> {
+    let hidden = HIDDEN_FILES.map(|name| (name, "/dev/null")).into_iter();
+    for (name, cover) in hidden.chain(HIDDEN_FOLDERS.map(|name| (name, "/empty"))) {
+        // `/r/proc` is the proc that was just mounted: no name of the image is on this path.
+        match mount_bind(cover, format!("/r/proc/{name}").as_str()) {
+            // Not every kernel has them all.
+            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+            Err(error) => return Err(failed("hide /proc entry", name)(error)),
+        }
+    }
+    Ok(())
+}
+
+fn writable_tmpfs(size_bytes: u64, inodes: u64, mode: &str, owner: (u32, u32)) -> Result<OwnedFd, SysError> {
+    let (size, inodes) = (size_bytes.to_string(), inodes.to_string());
+    let (uid, gid) = (owner.0.to_string(), owner.1.to_string());
+    let options = [("size", size.as_str()), ("nr_inodes", &inodes), ("mode", mode), ("uid", &uid), ("gid", &gid)];
+    tmpfs(&options, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV)
+}
+
+/// A new tmpfs that is attached nowhere yet.
+fn tmpfs(options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd, SysError> {
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed("open", "tmpfs"))?;
+    for (key, value) in options {
+        fsconfig_set_string(&context, *key, *value).map_err(failed("set tmpfs option", format!("{key}={value}")))?;
+    }
+    fsconfig_create(&context).map_err(failed("make", "tmpfs"))?;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed("mount", "tmpfs"))
+}
+
+fn attach(tree: &OwnedFd, path: &str) -> Result<(), SysError> {
+    move_mount(tree, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(failed("attach", path))
+}
+
+fn attach_to(tree: &OwnedFd, target: BorrowedFd<'_>, name: &str) -> Result<(), SysError> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(tree, "", target, "", flags).map_err(failed("attach", name))
+}
+
+fn make_folder(path: &str) -> Result<(), SysError> {
+    mkdirat(CWD, path, Mode::from_raw_mode(0o755)).map_err(failed("make folder", path))
+}
+
+fn open_folder(path: &str) -> Result<OwnedFd, SysError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    open(Path::new(path), flags, Mode::empty()).map_err(failed("open", path))
+}
+
+/// Opens a folder of the sandbox's root; links that lead out of the root lead to its top instead.
+fn open_below(root: BorrowedFd<'_>, path: &str, resolve: ResolveFlags) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat2(root, path, flags, Mode::empty(), resolve | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+}
+
+const _: () = assert!(IMAGE_FIRST_ID > 0, "files of layers must not belong to the host's root");

@@ -1,0 +1,244 @@
+//! The service's side of the launcher: requests go out with their pipes, answers find who waits for them.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::Child;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::pipe::{PipeFlags, pipe_with};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe;
+use tokio::sync::{oneshot, watch};
+
+use crate::sandbox::handshake::{Reply, Request, UnpackedLayer, message_buffer, receive, send};
+use crate::sandbox::launcher::LauncherHandle;
+use crate::sandbox::{Census, Input, Pending, Running, Runtime, RuntimeError, Stdin, Unpacked};
+use crate::spec::{Exit, LayerId, SandboxSpec, StopReason};
+use crate::sys;
+
+/// How long the launcher may take to end everything when the service leaves.
+const LEAVE_TIME: Duration = Duration::from_secs(10);
+/// A token under which nobody waits.
+const NOBODY: u64 = 0;
+
+/// The real runtime.
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    socket: AsyncFd<OwnedFd>,
+    waiting: Mutex<HashMap<u64, Waiting>>,
+    next_token: AtomicU64,
+    census: Mutex<Census>,
+    gone: watch::Sender<bool>,
+    process: Mutex<Child>,
+}
+
+/// Who waits for an answer.
+enum Waiting {
+    Exit(oneshot::Sender<Exit>),
+    Unpack(oneshot::Sender<Result<UnpackedLayer, String>>),
+    Remove(oneshot::Sender<Result<(), String>>),
+}
+
+/// What was locked is a plain table that no panic leaves half changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Client {
+    /// Takes over the conversation with a launcher. To be called within the tokio runtime.
+    ///
+    /// # Errors
+    /// `System`, when the socket cannot be waited on.
+    pub fn connect(handle: LauncherHandle) -> Result<Client, RuntimeError> {
+        let LauncherHandle { socket, process } = handle;
+        let system = |source| RuntimeError::System { action: "wait on the launcher's socket", source };
+        rustix::io::ioctl_fionbio(&socket, true).map_err(|error| system(error.into()))?;
+        let socket = sys::wait_on(socket).map_err(system)?;
+        let shared = Arc::new(Shared {
+            socket,
+            waiting: Mutex::default(),
+            next_token: AtomicU64::new(1),
+            census: Mutex::default(),
+            gone: watch::Sender::new(false),
+            process: Mutex::new(process),
+        });
+        tokio::spawn(Arc::clone(&shared).hear());
+        Ok(Client { shared })
+    }
+
+    /// Resolves when the launcher is gone. Nothing can run any more then.
+    pub async fn gone(&self) {
+        let mut gone = self.shared.gone.subscribe();
+        // The sender lives as long as this client.
+        let _ = gone.wait_for(|gone| *gone).await;
+    }
+
+    /// Leaves: the launcher ends every sandbox, removes what it made, and ends. Returns when it has.
+    ///
+    /// # Errors
+    /// `System` when it did not end in time.
+    pub async fn leave(&self) -> Result<(), RuntimeError> {
+        // A launcher that is gone has hung up itself.
+        let _ = rustix::net::shutdown(self.shared.socket.get_ref(), rustix::net::Shutdown::Both);
+        let ended = async {
+            while !matches!(lock(&self.shared.process).try_wait(), Ok(Some(_)) | Err(_)) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let late =
+            |_| RuntimeError::System { action: "see the launcher end", source: std::io::ErrorKind::TimedOut.into() };
+        tokio::time::timeout(LEAVE_TIME, ended).await.map_err(late)
+    }
+}
+
+impl Shared {
+    async fn hear(self: Arc<Self>) {
+        let mut buffer = message_buffer();
+        while let Ok(Some((reply, _))) =
+            self.socket.async_io(Interest::READABLE, |socket| receive::<Reply>(socket, &mut buffer)).await
+        {
+            self.deliver(reply);
+        }
+        // Whoever waits sees that its sender is gone.
+        lock(&self.waiting).clear();
+        self.gone.send_replace(true);
+    }
+
+    fn deliver(&self, reply: Reply) {
+        // Whoever stopped waiting does not want to know.
+        match reply {
+            Reply::Exit { token, exit } => {
+                if let Some(Waiting::Exit(sender)) = lock(&self.waiting).remove(&token) {
+                    let _ = sender.send(exit);
+                }
+            }
+            Reply::Unpacked { token, result } => {
+                if let Some(Waiting::Unpack(sender)) = lock(&self.waiting).remove(&token) {
+                    let _ = sender.send(result);
+                }
+            }
+            Reply::Removed { token, result } => {
+                if let Some(Waiting::Remove(sender)) = lock(&self.waiting).remove(&token) {
+                    let _ = sender.send(result);
+                }
+            }
+            Reply::Census { live, warm, warm_hits, cold_starts } => {
+                *lock(&self.census) = Census { live, warm, warm_hits, cold_starts };
+            }
+            // It was the first word, and is never said again.
+            Reply::Started(_) => {}
+        }
+    }
+
+    fn token(&self, waiting: Waiting) -> Result<u64, RuntimeError> {
+        let token = self.next_token.fetch_add(1, Ordering::Relaxed);
+        lock(&self.waiting).insert(token, waiting);
+        // Looked at after the entry is in the table: `hear` clears the table before or after, never between.
+        if *self.gone.borrow() {
+            lock(&self.waiting).remove(&token);
+            return Err(RuntimeError::Gone);
+        }
+        Ok(token)
+    }
+
+    async fn ask(&self, token: u64, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<(), RuntimeError> {
+        let sent = match send(self.socket.get_ref(), request, descriptors) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                self.socket.async_io(Interest::WRITABLE, |socket| send(socket, request, descriptors)).await
+            }
+            other => other,
+        };
+        sent.map_err(|source| {
+            lock(&self.waiting).remove(&token);
+            match source.kind() {
+                std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset => RuntimeError::Gone,
+                _ => RuntimeError::System { action: "ask the launcher", source },
+            }
+        })
+    }
+}
+
+/// The two ends of a pipe: one for the command, one for the service.
+fn command_writes() -> Result<(OwnedFd, pipe::Receiver), RuntimeError> {
+    let system = |source| RuntimeError::System { action: "make a pipe", source };
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| system(error.into()))?;
+    Ok((writer, pipe::Receiver::from_owned_fd(reader).map_err(system)?))
+}
+
+fn command_reads() -> Result<(OwnedFd, pipe::Sender), RuntimeError> {
+    let system = |source| RuntimeError::System { action: "make a pipe", source };
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| system(error.into()))?;
+    Ok((reader, pipe::Sender::from_owned_fd(writer).map_err(system)?))
+}
+
+fn standard_input(stdin: Stdin) -> Result<(OwnedFd, Option<pipe::Sender>), RuntimeError> {
+    match stdin {
+        Stdin::Empty => {
+            let null = File::open("/dev/null");
+            let null = null.map_err(|source| RuntimeError::System { action: "open /dev/null", source })?;
+            Ok((OwnedFd::from(null), None))
+        }
+        Stdin::File(file) => Ok((OwnedFd::from(file), None)),
+        Stdin::Pipe => command_reads().map(|(reader, sender)| (reader, Some(sender))),
+    }
+}
+
+impl Runtime for Client {
+    fn launch(&self, spec: SandboxSpec, input: Input) -> Pending<'_, Result<Running, RuntimeError>> {
+        Box::pin(async move {
+            spec.check()?;
+            let (stdin_reader, stdin) = standard_input(input.stdin)?;
+            let (stdout_writer, stdout) = command_writes()?;
+            let (stderr_writer, stderr) = command_writes()?;
+            let collection = if spec.command.artifacts.globs.is_empty() { None } else { Some(command_writes()?) };
+            let (exit_sender, exit) = oneshot::channel();
+            let token = self.shared.token(Waiting::Exit(exit_sender))?;
+            let has_files = input.files.is_some();
+            let request =
+                Request::Launch { token, spec: Box::new(spec), has_files, has_artifacts: collection.is_some() };
+            let mut descriptors = vec![stdin_reader.as_fd(), stdout_writer.as_fd(), stderr_writer.as_fd()];
+            descriptors.extend(input.files.as_ref().map(AsFd::as_fd));
+            descriptors.extend(collection.as_ref().map(|(writer, _)| writer.as_fd()));
+            self.shared.ask(token, &request, &descriptors).await?;
+            let shared = Arc::clone(&self.shared);
+            let stop = Box::new(move |reason: StopReason| {
+                let shared = Arc::clone(&shared);
+                // The request may have to wait for room; nobody waits for it.
+                tokio::spawn(async move { shared.ask(NOBODY, &Request::Stop { token, reason }, &[]).await });
+            });
+            let artifacts = collection.map(|(_, reader)| reader);
+            Ok(Running { stdout, stderr, stdin, artifacts, exit, stop })
+        })
+    }
+
+    fn unpack_layer(&self, archive: File) -> Pending<'_, Result<Unpacked, RuntimeError>> {
+        Box::pin(async move {
+            let (sender, answer) = oneshot::channel();
+            let token = self.shared.token(Waiting::Unpack(sender))?;
+            self.shared.ask(token, &Request::Unpack { token }, &[archive.as_fd()]).await?;
+            let unpacked = answer.await.map_err(|_| RuntimeError::Gone)?.map_err(RuntimeError::Layer)?;
+            Ok(Unpacked { layer: unpacked.layer, tar_bytes: unpacked.tar_bytes, entries: unpacked.entries })
+        })
+    }
+
+    fn remove_layer(&self, layer: LayerId) -> Pending<'_, Result<(), RuntimeError>> {
+        Box::pin(async move {
+            let (sender, answer) = oneshot::channel();
+            let token = self.shared.token(Waiting::Remove(sender))?;
+            self.shared.ask(token, &Request::Remove { token, layer }, &[]).await?;
+            answer.await.map_err(|_| RuntimeError::Gone)?.map_err(RuntimeError::Layer)
+        })
+    }
+
+    fn census(&self) -> Census {
+        *lock(&self.shared.census)
+    }
+}

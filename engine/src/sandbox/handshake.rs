@@ -1,0 +1,215 @@
+//! The whole conversation between service, launcher, zygote and pid 1, as data, and how it travels.
+//!
+//! ```text
+//! service ──Request──▶ launcher ──ZygoteRequest──▶ zygote ──clone3──▶ pid 1
+//! service ◀──Reply──── launcher ◀──ZygoteReply──── zygote
+//!                      launcher ──InitRequest────▶ pid 1
+//!                      launcher ◀──InitReply────── pid 1
+//! ```
+//!
+//! Every arrow is a `SOCK_SEQPACKET` socket: a message is one packet of bounded size with its descriptors.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair, sockopt,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::spec::{Artifacts, Exit, Frame, LayerId, Phases, SandboxSpec, StopReason};
+
+/// Largest message: a command of the largest size, its frame, and room for framing.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 256 * 1024;
+/// Most descriptors in one message.
+pub(crate) const DESCRIPTORS_MAX: usize = 16;
+
+/// What the service asks of the launcher. `token` pairs the answer with the request.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Request {
+    /// Descriptors: stdin, stdout, stderr, then the archive of files and the pipe for artifacts where announced.
+    Launch { token: u64, spec: Box<SandboxSpec>, has_files: bool, has_artifacts: bool },
+    /// Ends the sandbox of an earlier `Launch`.
+    Stop { token: u64, reason: StopReason },
+    /// Unpacks the layer whose archive is the one descriptor.
+    Unpack { token: u64 },
+    /// Removes an unpacked layer.
+    Remove { token: u64, layer: LayerId },
+}
+
+/// What the launcher answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Reply {
+    /// The first word: it works, or why it cannot.
+    Started(Result<(), String>),
+    /// A sandbox ended, or never came to be.
+    Exit { token: u64, exit: Exit },
+    /// A layer is there, or is not.
+    Unpacked { token: u64, result: Result<UnpackedLayer, String> },
+    /// A layer is gone, or is not.
+    Removed { token: u64, result: Result<(), String> },
+    /// What the launcher holds, sent when it changed.
+    Census { live: u64, warm: u64, warm_hits: u64, cold_starts: u64 },
+}
+
+/// What a worker found while it unpacked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct UnpackedLayer {
+    pub(crate) layer: LayerId,
+    pub(crate) tar_bytes: u64,
+    pub(crate) entries: u64,
+}
+
+/// What the launcher asks of a zygote.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ZygoteRequest {
+    /// Make a sandbox. Descriptors: its end of the control socket, its user namespace, the id map for its mounts,
+    /// then those of the control group: on version 1 the `tasks` files, on version 2 the folder.
+    Prepare { number: u64, frame: Frame, first_id: u32, version_2: bool, in_background: bool },
+}
+
+/// What a zygote answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ZygoteReply {
+    /// Its tree stands.
+    Ready,
+    /// Its tree could not be made; the process ends.
+    NotReady { reason: String },
+    /// The process was made; its descriptor is with the message.
+    Cloned { number: u64, pid: i32, clone_us: u64 },
+    /// It could not be made.
+    Failed { number: u64, reason: String },
+}
+
+/// What the launcher asks of pid 1.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum InitRequest {
+    /// Run this. Descriptors as with `Request::Launch`.
+    Start(Box<Start>),
+    /// End the command: it is killed, what it left is collected.
+    Stop,
+}
+
+/// A command with all that pid 1 must know to run it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Start {
+    pub(crate) argv: Vec<String>,
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) cwd: String,
+    pub(crate) artifacts: Artifacts,
+    pub(crate) wall_time_ms: u64,
+    pub(crate) open_files: u64,
+    pub(crate) file_bytes: u64,
+    pub(crate) has_files: bool,
+    pub(crate) has_artifacts: bool,
+}
+
+/// What pid 1 answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum InitReply {
+    /// Prepared and waiting.
+    Ready { phases: Phases },
+    /// The sandbox could not be prepared, or the command not be started; the process ends.
+    Failed { reason: String, retryable: bool },
+    /// The command ended; pid 1 ends too.
+    Finished(Finished),
+}
+
+/// How a command ended, as pid 1 saw it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Finished {
+    pub(crate) status: CommandStatus,
+    /// Whether pid 1's clock ended it.
+    pub(crate) wall_limit: bool,
+    /// Whether a writable path had no room left.
+    pub(crate) disk_full: bool,
+    pub(crate) detail: String,
+    pub(crate) wall_us: u64,
+    pub(crate) exec_us: u64,
+}
+
+/// What wait(2) said of the command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum CommandStatus {
+    Exited(i32),
+    Signaled(i32),
+}
+
+/// Two ends of a conversation, both close-on-exec.
+pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let ends = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    for end in [&ends.0, &ends.1] {
+        // A packet must fit whole; the kernel doubles the value and caps it at wmem_max, so a privileged
+        // process asks past the cap.
+        if sockopt::set_socket_send_buffer_size_force(end, 2 * MESSAGE_BYTES_MAX).is_err() {
+            sockopt::set_socket_send_buffer_size(end, 2 * MESSAGE_BYTES_MAX)?;
+        }
+    }
+    Ok(ends)
+}
+
+/// Sends one message with descriptors; waits for room unless the socket does not block.
+///
+/// # Errors
+/// `InvalidInput` when the message is too large, else what sendmsg(2) says.
+pub(crate) fn send<M: Serialize>(socket: impl AsFd, message: &M, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let bytes = postcard::to_stdvec(message).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+    if bytes.len() > MESSAGE_BYTES_MAX || descriptors.len() > DESCRIPTORS_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("a message of {} bytes", bytes.len())));
+    }
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() {
+        ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+    }
+    loop {
+        match sendmsg(&socket, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL) {
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Receives one message and its descriptors. `None` is the end of the conversation.
+///
+/// # Errors
+/// `WouldBlock` on an empty socket that does not block; `InvalidData` for a message that is not one.
+pub(crate) fn receive<M: DeserializeOwned>(
+    socket: impl AsFd,
+    buffer: &mut [u8],
+) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        match recvmsg(&socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Ok(received) => break received,
+            Err(rustix::io::Errno::INTR) => {}
+            // The other end died with unread messages: the conversation is over all the same.
+            Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+    };
+    let descriptors = ancillary
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    let message = postcard::from_bytes(&buffer[..received.bytes])
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    Ok(Some((message, descriptors)))
+}
+
+/// A buffer that every message fits into.
+pub(crate) fn message_buffer() -> Vec<u8> {
+    vec![0; MESSAGE_BYTES_MAX]
+}
