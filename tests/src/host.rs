@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
 /// A process as `/proc` tells of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
@@ -74,25 +76,27 @@ pub fn has_only_cgroup_v2() -> bool {
     Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
 }
 
-/// The control groups of all instances of the service, as paths in every hierarchy.
-pub fn cgroups() -> Vec<PathBuf> {
+/// The control groups of the service with this state folder, as paths in every hierarchy.
+pub fn cgroups_of_instance(state: &Path) -> Vec<PathBuf> {
+    let digest = Sha256::digest(state.as_os_str().as_encoded_bytes());
+    let hex: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
     let mut found = Vec::new();
     for hierarchy in cgroup_hierarchies() {
-        find_cgroups(&hierarchy, 6, &mut found);
+        find_cgroups(&hierarchy, &format!("ampoule-{hex}"), 6, &mut found);
     }
     found.sort();
     found
 }
 
-fn find_cgroups(folder: &Path, depth: u32, found: &mut Vec<PathBuf>) {
+/// Folders with this name, and all below them.
+fn find_cgroups(folder: &Path, name: &str, depth: u32, found: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(folder) else { return };
-    for path in entries.filter_map(|entry| entry.ok()).filter(|entry| entry.path().is_dir()).map(|entry| entry.path()) {
-        let is_ours = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ampoule"));
-        if is_ours {
+    for path in entries.filter_map(Result::ok).filter(|entry| entry.path().is_dir()).map(|entry| entry.path()) {
+        if path.components().any(|part| part.as_os_str() == name) {
             found.push(path.clone());
         }
         if depth > 0 {
-            find_cgroups(&path, depth - 1, found);
+            find_cgroups(&path, name, depth - 1, found);
         }
     }
 }

@@ -44,7 +44,6 @@ pub struct Service {
     folder: TempDir,
     options: Options,
     pid: Option<Pid>,
-    others_cgroups: Vec<PathBuf>,
 }
 
 impl Service {
@@ -66,7 +65,7 @@ impl Service {
         if let Some(policies) = &options.policies {
             fs::write(folder.path().join("policies.toml"), policies).expect("the folder can be written");
         }
-        let mut service = Service { folder, options, pid: None, others_cgroups: host::cgroups() };
+        let mut service = Service { folder, options, pid: None };
         service.spawn();
         if !service.options.without_image {
             service.import(&archive::busybox(), "busybox");
@@ -311,7 +310,7 @@ impl Service {
         let processes = self.processes_left().into_iter();
         let mut left: Vec<String> = processes.map(|process| format!("process {process:?}")).collect();
         left.extend(host::mounts_below(self.folder.path()).into_iter().map(|mount| format!("mount {mount}")));
-        let cgroups = host::cgroups().into_iter().filter(|group| !self.others_cgroups.contains(group));
+        let cgroups = host::cgroups_of_instance(&self.state()).into_iter();
         left.extend(cgroups.map(|group| format!("control group {}", group.display())));
         if self.socket().exists() {
             left.push(format!("socket {}", self.socket().display()));

@@ -174,10 +174,10 @@ fn what_a_killed_instance_left_is_swept_at_the_next_start() {
     service.wait_for(&job.id, |job| job.state == JobState::Running);
     kill(service.launcher(), Signal::SIGKILL).expect("it is root's, and so are we");
     service.wait_for_end();
-    let before = host::cgroups();
+    let before = host::cgroups_of_instance(&service.state());
     service.spawn();
     service.stop();
-    let after = host::cgroups();
+    let after = host::cgroups_of_instance(&service.state());
     assert!(after.len() <= before.len(), "{after:#?}");
 }
 

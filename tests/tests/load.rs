@@ -49,7 +49,7 @@ fn footprint(service: &Service) -> Footprint {
         service_descriptors: host::descriptors(pid),
         launcher_descriptors: host::descriptors(launcher),
         launcher_mounts: host::mounts_of(launcher),
-        cgroups: host::cgroups().len(),
+        cgroups: host::cgroups_of_instance(&service.state()).len(),
         processes: host::descendants(pid).len(),
         service_memory_bytes: host::memory_bytes(pid),
         launcher_memory_bytes: host::memory_bytes(launcher),
