@@ -24,6 +24,10 @@ use crate::sys::{SysError, failed};
 const NOT_EXECUTABLE: i32 = 126;
 /// Exit code for a program that is not there.
 const NOT_FOUND: i32 = 127;
+/// Value of `oom_score_adj` for what is to be killed before anything else (proc(5)).
+const KILLED_FIRST: &[u8] = b"1000";
+/// Its value for what is killed by how much memory it holds.
+const KILLED_BY_SIZE: &[u8] = b"0";
 /// Where a program without a slash is searched when the environment names no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -53,6 +57,7 @@ impl ExecError {
 
 /// The descriptors of a command, by their use.
 struct Streams {
+    badness: OwnedFd,
     standard: [OwnedFd; 3],
     files: Option<OwnedFd>,
     artifacts: Option<OwnedFd>,
@@ -60,11 +65,12 @@ struct Streams {
 
 impl Streams {
     fn sort(start: &Start, descriptors: Vec<OwnedFd>) -> Result<Streams, ExecError> {
-        let needed = 3 + usize::from(start.has_files) + usize::from(start.has_artifacts);
+        let needed = 4 + usize::from(start.has_files) + usize::from(start.has_artifacts);
         let sent = descriptors.len();
         let mut rest = descriptors.into_iter();
-        match (rest.next(), rest.next(), rest.next()) {
-            (Some(stdin), Some(stdout), Some(stderr)) if sent == needed => Ok(Streams {
+        match (rest.next(), rest.next(), rest.next(), rest.next()) {
+            (Some(badness), Some(stdin), Some(stdout), Some(stderr)) if sent == needed => Ok(Streams {
+                badness,
                 standard: [stdin, stdout, stderr],
                 files: if start.has_files { rest.next() } else { None },
                 artifacts: if start.has_artifacts { rest.next() } else { None },
@@ -90,7 +96,11 @@ pub(crate) fn run(sandbox: &Prepared, start: &Start, descriptors: Vec<OwnedFd>) 
         place_at(stream, place)?;
     }
     drop(streams.standard);
+    // The command and its children, not pid 1, shall die when the memory ends: they inherit what is set here.
+    set_badness(&streams.badness, KILLED_FIRST)?;
     let spawned = spawn(sandbox, start);
+    set_badness(&streams.badness, KILLED_BY_SIZE)?;
+    drop(streams.badness);
     close_standard_streams();
     let exec_us = microseconds(began.elapsed());
     let command = match spawned {
@@ -129,6 +139,10 @@ fn enter_working_directory(path: &str) -> Result<(), ExecError> {
         Ok(inside) if inside.is_absolute() => Ok(()),
         _ => Err(refuse("it is outside of the sandbox".to_owned())),
     }
+}
+
+fn set_badness(badness: &OwnedFd, value: &[u8]) -> Result<(), SysError> {
+    rustix::io::pwrite(badness, value, 0).map(drop).map_err(failed("set", "who is killed for memory"))
 }
 
 fn set_limits(start: &Start) -> Result<(), ExecError> {

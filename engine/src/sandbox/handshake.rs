@@ -87,7 +87,7 @@ pub(crate) enum ZygoteReply {
 /// What the launcher asks of pid 1.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum InitRequest {
-    /// Run this. Descriptors as with `Request::Launch`.
+    /// Run this. Descriptors: pid 1's own `oom_score_adj`, then those of `Request::Launch`.
     Start(Box<Start>),
     /// End the command: it is killed, what it left is collected.
     Stop,

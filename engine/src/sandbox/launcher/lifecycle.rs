@@ -78,6 +78,9 @@ struct Sandbox {
     /// Once the zygote has made it.
     process: Option<OwnedFd>,
     pid: i32,
+    /// Lets pid 1 say whom the kernel shall kill first when memory ends.
+    badness: Option<OwnedFd>,
+    undelivered: Option<Launch>,
     phases: Phases,
     is_prepared: bool,
     /// Kept past the end, so that taking the namespaces down is not waited for.
@@ -220,6 +223,8 @@ impl Launcher {
             control,
             process: None,
             pid: 0,
+            badness: None,
+            undelivered: None,
             phases: Phases::default(),
             is_prepared: false,
             held: Vec::new(),
@@ -341,7 +346,10 @@ impl Launcher {
             sandbox.phases.clone_us = clone_us;
         }
         sandbox.process = Some(process);
-        Ok(())
+        let path = format!("/proc/{pid}/oom_score_adj");
+        let badness = std::fs::File::options().write(true).open(&path).map_err(failed("open", path))?;
+        sandbox.badness = Some(OwnedFd::from(badness));
+        sandbox.deliver()
     }
 
     /// A sandbox that never came to be.
@@ -592,28 +600,36 @@ impl StartFailure {
 }
 
 impl Sandbox {
-    /// Sends the command to pid 1, which may still be at work on the sandbox.
+    /// Gives the sandbox its command, now or as soon as it is born.
     fn command(&mut self, launch: Launch) -> Result<(), SysError> {
-        let Launch { token, spec, has_files, has_artifacts, descriptors } = launch;
-        let limits = spec.limits;
+        let limits = &launch.spec.limits;
+        let cpu_time = Duration::from_millis(limits.cpu_time_ms);
+        let cpu_cores = f64::from(limits.cpu_milli) / 1000.0;
+        let look_at = Instant::now() + cpu_time.div_f64(cpu_cores).max(CPU_LOOK_MIN);
+        let token = launch.token;
+        self.run = Some(Run { token, evidence: Evidence::default(), cpu_time, cpu_cores, look_at, kill_at: None });
+        self.undelivered = Some(launch);
+        self.deliver()
+    }
+
+    /// Sends a command that waits to pid 1, which may still be at work on the sandbox.
+    fn deliver(&mut self) -> Result<(), SysError> {
+        let Some(badness) = &self.badness else { return Ok(()) };
+        let Some(launch) = self.undelivered.take() else { return Ok(()) };
+        let Launch { spec: SandboxSpec { command, limits, .. }, has_files, has_artifacts, descriptors, .. } = launch;
         let start = InitRequest::Start(Box::new(Start {
-            argv: spec.command.argv,
-            env: spec.command.env,
-            cwd: spec.command.cwd,
-            artifacts: spec.command.artifacts,
+            argv: command.argv,
+            env: command.env,
+            cwd: command.cwd,
+            artifacts: command.artifacts,
             wall_time_ms: limits.wall_time_ms,
             open_files: limits.open_files,
             file_bytes: limits.file_bytes,
             has_files,
             has_artifacts,
         }));
-        let descriptors: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
-        send(&self.control, &start, &descriptors).map_err(failed("command", "a sandbox"))?;
-        let cpu_time = Duration::from_millis(limits.cpu_time_ms);
-        let cpu_cores = f64::from(limits.cpu_milli) / 1000.0;
-        let look_at = Instant::now() + cpu_time.div_f64(cpu_cores).max(CPU_LOOK_MIN);
-        self.run = Some(Run { token, evidence: Evidence::default(), cpu_time, cpu_cores, look_at, kill_at: None });
-        Ok(())
+        let descriptors: Vec<BorrowedFd<'_>> = std::iter::once(badness).chain(&descriptors).map(AsFd::as_fd).collect();
+        send(&self.control, &start, &descriptors).map_err(failed("command", "a sandbox"))
     }
 
     /// Ends the sandbox when its grace or its processor time is over; when it must be looked at next.
