@@ -124,6 +124,9 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
+/// Holds 20 MB for a moment.
+const EAT: &str = "head -c 20000000 /dev/zero | tail -c 20000000 > /dev/null";
+/// Takes some 0.1 s of processor time.
 const BURN: &str = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done";
 
 #[test]
@@ -209,8 +212,7 @@ fn the_highest_memory_use_is_known_after_the_end() {
     let fixture = Fixture::new();
     let mut group = fixture.limited(limits());
     group.begin().unwrap();
-    let status = run(&group, "head -c 20000000 /dev/zero | tail -c 20000000 > /dev/null");
-    assert!(status.success());
+    assert!(run(&group, EAT).success());
     let peak = group.usage().unwrap().memory_peak_bytes;
     assert!((20_000_000..64 * MIB).contains(&peak), "{peak}");
     group.remove().unwrap();
@@ -321,7 +323,7 @@ fn a_group_is_used_again_only_with_nothing_of_the_last_job_in_it() {
     let fixture = Fixture::new();
     let mut group = fixture.limited(limits());
     group.begin().unwrap();
-    run(&group, BURN);
+    assert!(run(&group, EAT).success());
     let Some(mut group) = group.recycle().unwrap() else {
         assert_eq!(fixture.version, Version::V2, "a clean group of version 1 is used again");
         return;
