@@ -1,0 +1,44 @@
+//! Which service is talked to, from flags and environment.
+
+use std::path::{Path, PathBuf};
+
+use ampoule_client::{Client, Endpoint};
+use anyhow::{Context as _, Result};
+
+use super::Reach;
+use crate::config;
+
+/// The socket of a service that root started; users without one of their own talk to it.
+const SYSTEM_SOCKET: &str = "/run/ampoule/ampoule.sock";
+
+/// A client of the service that is meant. Does not connect yet.
+pub(super) fn client(reach: &Reach) -> Result<Client> {
+    let endpoint = match reach.host.as_deref().filter(|host| !host.is_empty()) {
+        Some(host) => Endpoint::parse(host)?,
+        None => Endpoint::Unix(usual_socket(config::default_socket(), Path::new(SYSTEM_SOCKET))),
+    };
+    let token = reach.token.as_deref().map(str::trim).filter(|token| !token.is_empty());
+    let shown = endpoint.to_string();
+    Client::new(endpoint, token, reach.ca.as_deref()).with_context(|| format!("could not prepare talking to {shown}"))
+}
+
+/// The user's own service when there is one, else the system's when there is one.
+fn usual_socket(own: PathBuf, system: &Path) -> PathBuf {
+    if !own.exists() && system.exists() { system.to_owned() } else { own }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_of_ones_own_goes_before_the_system_s() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (own, system) = (folder.path().join("own"), folder.path().join("system"));
+        assert_eq!(usual_socket(own.clone(), &system), own);
+        std::fs::write(&system, "").expect("a file");
+        assert_eq!(usual_socket(own.clone(), &system), system);
+        std::fs::write(&own, "").expect("a file");
+        assert_eq!(usual_socket(own.clone(), &system), own);
+    }
+}

@@ -1,0 +1,122 @@
+//! How failures are told on standard error: `error: …`, its causes, and what the reader can do as `hint: …`.
+
+use std::io::{self, Write};
+
+use ampoule_client::ClientError;
+use ampoule_client::client::ConnectionError;
+use anyhow::Error;
+
+/// Tells a failure with its causes.
+pub(super) fn print(error: &Error) {
+    // Nobody can be told that standard error is gone.
+    let _ = io::stderr().write_all(told(error).as_bytes());
+}
+
+/// Whether whoever read our output went away, which is no failure to be told.
+pub(super) fn is_closed_pipe(error: &Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<ClosedPipe>().is_some()
+            || cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    }) && !error.chain().any(|cause| cause.is::<ConnectionError>())
+}
+
+/// Standard output or standard error was closed by its reader.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody reads the output any more")]
+pub(super) struct ClosedPipe;
+
+fn told(error: &Error) -> String {
+    let mut lines = Vec::new();
+    let mut hints = Vec::new();
+    for cause in error.chain() {
+        // A message may carry its own hint in a second line.
+        let message = cause.to_string();
+        let (message, hint) = message.split_once("\nhint: ").unwrap_or((&message, ""));
+        let word = if lines.is_empty() { "error" } else { "  because" };
+        // A transparent error repeats its source.
+        if lines.last().is_none_or(|last: &String| !last.ends_with(&format!(": {message}"))) {
+            lines.push(format!("{word}: {message}"));
+        }
+        hints.extend((!hint.is_empty()).then(|| hint.to_owned()));
+        hints.extend(hint_for(cause));
+    }
+    lines.extend(hints.first().map(|hint| format!("hint: {hint}")));
+    let mut text = lines.join("\n");
+    text.push('\n');
+    text
+}
+
+/// A hint for causes that do not know that they are told on a command line.
+fn hint_for(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let connection = match cause.downcast_ref::<ClientError>() {
+        Some(ClientError::Refused { problem, .. }) => return problem.hint.clone(),
+        Some(ClientError::Connection(connection)) => Some(connection),
+        _ => cause.downcast_ref::<ConnectionError>(),
+    };
+    let Some(ConnectionError::Connect { endpoint, source }) = connection else { return None };
+    let hint = match source.kind() {
+        io::ErrorKind::PermissionDenied => {
+            let path = endpoint.trim_start_matches("unix://");
+            format!("only its group may use the socket: see `ls -l {path}`, or run this as root")
+        }
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            "start the service with `sudo ampoule serve`, or name another address with --host or AMPOULE_HOST"
+                .to_owned()
+        }
+        _ => return None,
+    };
+    Some(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use ampoule_client::types::Problem;
+
+    use super::*;
+
+    fn connect(kind: io::ErrorKind) -> Error {
+        let source = io::Error::from(kind);
+        ClientError::from(ConnectionError::Connect { endpoint: "unix:///run/a.sock".to_owned(), source }).into()
+    }
+
+    #[test]
+    fn a_service_that_is_not_there_is_told_with_the_way_to_start_it() {
+        assert_eq!(
+            told(&connect(io::ErrorKind::NotFound)),
+            "error: could not connect to unix:///run/a.sock\n  because: entity not found\n\
+             hint: start the service with `sudo ampoule serve`, or name another address with --host or AMPOULE_HOST\n"
+        );
+        assert!(told(&connect(io::ErrorKind::PermissionDenied)).contains("ls -l /run/a.sock"));
+    }
+
+    #[test]
+    fn a_refusal_is_told_in_the_words_of_the_service() {
+        let problem = Problem {
+            kind: "urn:ampoule:problem:image-not-found".to_owned(),
+            title: "Image not found".to_owned(),
+            status: 404,
+            code: "image-not-found".to_owned(),
+            detail: "there is no image `foo`".to_owned(),
+            hint: Some("see `ampoule image ls`".to_owned()),
+            field: None,
+            policy: None,
+            policy_code: None,
+            job_id: None,
+            request_id: None,
+        };
+        let error = Error::from(ClientError::Refused { problem: Box::new(problem), retry_after: None });
+        assert_eq!(told(&error), "error: there is no image `foo`\nhint: see `ampoule image ls`\n");
+    }
+
+    #[test]
+    fn hints_in_messages_become_the_last_line() {
+        let error = Error::msg("no\nhint: try again").context("could not do it");
+        assert_eq!(told(&error), "error: could not do it\n  because: no\nhint: try again\n");
+    }
+
+    #[test]
+    fn a_reader_that_went_away_is_no_failure_but_a_broken_connection_is() {
+        assert!(is_closed_pipe(&Error::from(io::Error::from(io::ErrorKind::BrokenPipe))));
+        assert!(!is_closed_pipe(&connect(io::ErrorKind::BrokenPipe)));
+    }
+}

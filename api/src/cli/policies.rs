@@ -1,0 +1,87 @@
+//! `ampoule policy`: which policies are asked, and whether a file can be one.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use ampoule_client::Client;
+use anyhow::{Context as _, Result, anyhow};
+use clap::Subcommand;
+
+use super::table;
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// List the policies of the service, in the order in which they are asked
+    Ls {
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// Load a policy file here, without the service, and say what it is or why it cannot be bound
+    #[command(after_help = "Example:\n  ampoule policy check job-baseline.wasm")]
+    Check {
+        /// WebAssembly component
+        file: PathBuf,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Does one of the commands.
+pub(super) async fn run(client: &Client, command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Ls { json } => list(client, json).await?,
+        Command::Check { file, json } => check(&file, json)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn list(client: &Client, json: bool) -> Result<()> {
+    let list = client.policies().await?;
+    if json {
+        writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&list)?)?;
+        return Ok(());
+    }
+    let rows: Vec<Vec<String>> = list
+        .policies
+        .into_iter()
+        .map(|policy| vec![policy.name, policy.mode, policy.on_failure, policy.hooks.join(" "), policy.digest])
+        .collect();
+    table::print(&["POLICY", "MODE", "ON FAILURE", "HOOKS", "DIGEST"], &rows)?;
+    Ok(())
+}
+
+fn check(file: &Path, json: bool) -> Result<()> {
+    let cache = Cache::make()?;
+    let policy = ampoule_plugins::check(file, &cache.0)
+        .with_context(|| format!("{} cannot be bound as a policy", file.display()))?;
+    if json {
+        writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&policy)?)?;
+    } else {
+        writeln!(io::stdout(), "{}: answers {} ({})", file.display(), policy.hooks.join(", "), policy.digest)?;
+    }
+    Ok(())
+}
+
+/// A folder for compiled code that nobody else can write to, gone afterwards.
+struct Cache(PathBuf);
+
+impl Cache {
+    fn make() -> Result<Cache> {
+        let mut bytes = [0; 8];
+        getrandom::fill(&mut bytes).map_err(|error| anyhow!("no random bytes: {error}"))?;
+        let folder = std::env::temp_dir().join(format!("ampoule-check-{:016x}", u64::from_ne_bytes(bytes)));
+        rustix::fs::mkdir(&folder, rustix::fs::Mode::RWXU)
+            .with_context(|| format!("could not make {}", folder.display()))?;
+        Ok(Cache(folder))
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        // A folder that cannot be removed is of no harm in the folder for temporary files.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
