@@ -5,8 +5,11 @@
 //! from digests. When the service is gone it ends all sandboxes, removes their control groups, and ends too.
 
 mod events;
+mod idle;
 mod layers;
 mod lifecycle;
+mod live;
+mod zygotes;
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -17,6 +20,8 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use lifecycle::Launcher;
 
 use crate::isolation::cgroup::{self, CgroupError};
 use crate::isolation::seccomp::{self, SeccompError};
@@ -161,8 +166,6 @@ enum PrepareError {
     #[error("the state folder {path} {problem}")]
     State { path: PathBuf, problem: String },
 }
-
-use lifecycle::Launcher;
 
 impl Launcher {
     fn prepare(config: &LauncherConfig, socket: &OwnedFd) -> Result<Launcher, PrepareError> {

@@ -4,10 +4,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use rustix::event::epoll;
-use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use crate::sandbox::handshake::{InitReply, Reply, Request, ZygoteReply, receive};
-use crate::sandbox::launcher::lifecycle::{Launch, Launcher, QUIET};
+use crate::sandbox::launcher::idle::QUIET;
+use crate::sandbox::launcher::lifecycle::Launcher;
+use crate::sandbox::launcher::live::{Launch, reap_process};
 use crate::sys::{SysError, failed};
 
 /// Events taken from the kernel at a time.
@@ -188,7 +189,7 @@ impl Launcher {
 
     fn worker_died(&mut self, number: u64) -> Result<(), SysError> {
         let Some(worker) = self.workers.remove(&number) else { return Ok(()) };
-        waitid(WaitId::PidFd(worker.process.as_fd()), WaitIdOptions::EXITED).map_err(failed("reap", "a worker"))?;
+        reap_process(worker.process.as_fd())?;
         self.finish_worker(worker)
     }
 

@@ -1,0 +1,117 @@
+//! What a launcher does while nobody waits: it takes dead sandboxes down and makes new ones ahead.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use crate::sandbox::launcher::lifecycle::Launcher;
+use crate::sandbox::launcher::live::{Sandbox, end_process};
+use crate::sandbox::place::Place;
+use crate::spec::{Frame, LayerId};
+use crate::sys::{SysError, in_one_line};
+
+/// Most sandboxes that are gone but not taken down.
+const TEARDOWNS_MAX: usize = 64;
+/// How long nothing must have been dispatched before work is done that can wait.
+pub(super) const QUIET: Duration = Duration::from_millis(2);
+
+/// What is left of a sandbox when its end has been told.
+pub(super) struct Teardown {
+    place: Place,
+    held: Vec<OwnedFd>,
+}
+
+impl Launcher {
+    /// Puts what is left of a dead sandbox aside for when there is nothing else to do.
+    pub(super) fn bury(&mut self, number: u64) {
+        if let Some(Sandbox { place, held, .. }) = self.sandboxes.remove(&number) {
+            self.teardowns.push_back(Teardown { place, held });
+        }
+        if self.teardowns.len() > TEARDOWNS_MAX {
+            self.tear_one_down();
+        }
+    }
+
+    /// Takes one dead sandbox down; says whether there was one.
+    pub(super) fn tear_one_down(&mut self) -> bool {
+        let Some(Teardown { place, held }) = self.teardowns.pop_front() else { return false };
+        drop(held);
+        if let Err(error) = self.places.give_back(place) {
+            super::report(&SysError {
+                call: "reset",
+                subject: "a sandbox's place".to_owned(),
+                source: std::io::Error::other(in_one_line(&error)),
+            });
+        }
+        true
+    }
+
+    /// Starts one sandbox that is missing by the plan, or ends one that is too many; says whether it did.
+    pub(super) fn adjust_pool(&mut self) -> bool {
+        let missing = self.demand.plan().find_map(|(hot, share)| {
+            (self.idle_of(&hot.frame) < share).then(|| (hot.frame.clone(), hot.limits.clone()))
+        });
+        if let Some((frame, limits)) = missing {
+            if self.make(&frame, &limits, true).is_err() {
+                self.demand.forget(&frame);
+            }
+            return true;
+        }
+        let extra = self.sandboxes.iter().find(|(_, sandbox)| {
+            let share = self.demand.plan().find(|(hot, _)| hot.frame == sandbox.frame).map_or(0, |(_, share)| share);
+            sandbox.is_idle() && self.idle_of(&sandbox.frame) > share
+        });
+        let extra = extra.map(|(number, _)| *number);
+        extra.is_some_and(|number| self.discard(number).is_ok())
+    }
+
+    fn idle_of(&self, frame: &Frame) -> usize {
+        self.sandboxes.values().filter(|sandbox| sandbox.run.is_none() && sandbox.frame == *frame).count()
+    }
+
+    /// Ends a sandbox that has no command, at once.
+    pub(super) fn discard(&mut self, number: u64) -> Result<(), SysError> {
+        let Some(sandbox) = self.sandboxes.get(&number) else { return Ok(()) };
+        if let Some(process) = &sandbox.process {
+            end_process(process.as_fd())?;
+        }
+        self.bury(number);
+        Ok(())
+    }
+
+    /// Whether work that can wait may be done: no command runs, or none was started for a while.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.numbers.is_empty() || self.last_dispatch.elapsed() >= QUIET
+    }
+
+    /// Sandboxes with a command, and without one.
+    pub(super) fn count(&self) -> (u64, u64) {
+        let live = self.numbers.len();
+        (live as u64, (self.sandboxes.len() - live) as u64)
+    }
+
+    /// Whether a command runs on this layer.
+    pub(super) fn is_in_use(&self, layer: &LayerId) -> bool {
+        self.sandboxes.values().any(|sandbox| sandbox.run.is_some() && sandbox.frame.layers.contains(layer))
+    }
+
+    /// Ends everything idle that stands on this layer.
+    pub(super) fn let_go_of(&mut self, layer: &LayerId) -> Result<(), SysError> {
+        self.demand.forget_where(|frame| frame.layers.contains(layer));
+        let on_it = |sandbox: &Sandbox| sandbox.run.is_none() && sandbox.frame.layers.contains(layer);
+        let idle: Vec<u64> =
+            self.sandboxes.iter().filter(|(_, sandbox)| on_it(sandbox)).map(|(number, _)| *number).collect();
+        for number in idle {
+            self.discard(number)?;
+        }
+        let zygotes: Vec<u64> = self
+            .zygotes
+            .iter()
+            .filter(|(_, zygote)| zygote.layers.contains(layer))
+            .map(|(number, _)| *number)
+            .collect();
+        for number in zygotes {
+            self.dismiss_zygote(number)?;
+        }
+        Ok(())
+    }
+}
