@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -14,6 +15,7 @@ use std::thread;
 use nix::fcntl::AT_FDCWD;
 use nix::sys::stat::{Mode, SFlag, makedev, mknodat};
 
+use crate::image::layer::{self, UnpackLimits};
 use crate::isolation::seccomp::{Profile, compile, numbers};
 
 /// Calls that a job is refused: name, arguments in perl, errno. Without a filter each would end otherwise, and do
@@ -172,7 +174,51 @@ fn a_job_can_run_a_shell_with_pipes() {
 }
 
 #[test]
-fn a_worker_can_unpack_but_not_reach_out() {
+fn a_worker_can_unpack_a_layer_of_all_kinds_of_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = fs::File::open(folder.path()).unwrap();
+    let archive = layer_of_all_kinds();
+    let unpacked =
+        filtered(Profile::Worker, || layer::unpack(archive.as_slice(), root.as_fd(), UnpackLimits::default()));
+    assert_eq!(unpacked.unwrap().entries, 8);
+    assert_eq!(fs::read(folder.path().join("etc/link")).unwrap(), b"content");
+    filtered(Profile::Worker, || layer::remove_tree(root.as_fd(), "etc")).unwrap();
+    assert!(!folder.path().join("etc").exists());
+}
+
+/// A folder, a file with an attribute, links, a pipe and both marks of what a layer removes; compressed.
+fn layer_of_all_kinds() -> Vec<u8> {
+    let gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let mut archive = tar::Builder::new(gzip);
+    let header = |kind, size| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(0o755);
+        header.set_uid(rustix::process::getuid().as_raw().into());
+        header.set_gid(rustix::process::getgid().as_raw().into());
+        header.set_mtime(1_000_000_000);
+        header.set_size(size);
+        header
+    };
+    let mut add = |name: &str, kind, target: &str, content: &[u8]| {
+        let mut header = header(kind, content.len() as u64);
+        header.set_link_name_literal(target).unwrap();
+        archive.append_data(&mut header, name, content).unwrap();
+    };
+    add("etc", tar::EntryType::Directory, "", b"");
+    add("etc/file", tar::EntryType::Regular, "", b"content");
+    add("etc/link", tar::EntryType::Symlink, "file", b"");
+    add("etc/same", tar::EntryType::Link, "etc/file", b"");
+    add("etc/pipe", tar::EntryType::Fifo, "", b"");
+    add("etc/.wh.gone", tar::EntryType::Regular, "", b"");
+    add("var/.wh..wh..opq", tar::EntryType::Regular, "", b"");
+    archive.append_pax_extensions([("SCHILY.xattr.user.note", b"text".as_slice())]).unwrap();
+    archive.append_data(&mut header(tar::EntryType::Regular, 0), "noted", [].as_slice()).unwrap();
+    archive.into_inner().unwrap().finish().unwrap()
+}
+
+#[test]
+fn a_worker_can_make_files_but_not_reach_out() {
     let folder = tempfile::tempdir().unwrap();
     filtered(Profile::Worker, || {
         let path = folder.path();
