@@ -39,20 +39,21 @@ Exit codes of `run`:
   128+N  signal N ended it
   130    it was cancelled (Ctrl-C)
   137    it reached its memory limit, or was killed
-All other commands return 0, or 125 when they could not do what was asked (`doctor`: 1 when no job can run).";
+All other commands return 0, or 125 when they could not do what was asked;
+`doctor` returns 1 when no job can run.";
 
 const EXAMPLES: &str = "\
 Examples:
-  sudo ampoule serve                                   start the service on its unix socket
-  ampoule image import rootfs.tar --name debian:12     bring an image in
-  ampoule run debian:12 -- echo hello                  run a job and see its output
-  ampoule run debian:12 --memory 64m --timeout 10s --shell 'make test'
-  ampoule ps --all                                     which jobs there are and were
-  ampoule doctor                                       what this machine lacks";
+  sudo ampoule doctor                              what this machine lacks
+  sudo ampoule serve                               start the service
+  ampoule image import rootfs.tar --name debian    bring an image in
+  ampoule run debian -- echo hello                 run a job, see its output
+  ampoule run debian --memory 64m --timeout 10s --shell 'ulimit -a'
+  ampoule ps --all                                 which jobs there were";
 
 /// Runs untrusted commands in sealed containers, in milliseconds.
 #[derive(Parser)]
-#[command(name = "ampoule", version, propagate_version = true, disable_help_subcommand = true)]
+#[command(name = "ampoule", version, disable_help_subcommand = true)]
 #[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
 struct Cli {
     #[command(flatten)]
@@ -158,6 +159,7 @@ pub fn main() -> ExitCode {
         Command::Attempt(arguments) => doctor::attempt(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Completions { shell } => completions(shell),
+        Command::Policy(policies::Command::Check(arguments)) => policies::check(&arguments),
         command => talk(command, &cli.reach),
     };
     match done {
@@ -204,11 +206,13 @@ fn talk(command: Command, reach: &Reach) -> Result<ExitCode> {
             Command::Cancel(arguments) => jobs::cancel(&client, &arguments).await,
             Command::Rm(arguments) => jobs::rm(&client, &arguments).await,
             Command::Token(command) => tokens::run(&client, command).await,
-            Command::Policy(command) => policies::run(&client, command).await,
+            Command::Policy(policies::Command::Ls { json }) => policies::list(&client, json).await,
             Command::Version => version(&client).await,
-            Command::Serve(_) | Command::Doctor(_) | Command::Completions { .. } | Command::Attempt(_) => {
-                unreachable!("these are done without the service")
-            }
+            Command::Serve(_)
+            | Command::Doctor(_)
+            | Command::Completions { .. }
+            | Command::Attempt(_)
+            | Command::Policy(policies::Command::Check(_)) => unreachable!("these are done without the service"),
         }
     })
 }
@@ -243,7 +247,7 @@ mod tests {
     fn snapshot_help(command: &mut clap::Command) {
         let name = command.get_bin_name().unwrap_or("ampoule").replace(' ', "-");
         let help = command.clone().mut_args(|argument| argument.hide_env_values(true)).render_long_help();
-        insta::with_settings!({ omit_expression => true }, { insta::assert_snapshot!(name, help) });
+        insta::with_settings!({ omit_expression => true, snapshot_path => "cli/snapshots" }, { insta::assert_snapshot!(name, help) });
         for inner in command.get_subcommands_mut().filter(|inner| !inner.is_hide_set()) {
             snapshot_help(inner);
         }

@@ -14,10 +14,9 @@ pub(super) fn print(error: &Error) {
 
 /// Whether whoever read our output went away, which is no failure to be told.
 pub(super) fn is_closed_pipe(error: &Error) -> bool {
-    error.chain().any(|cause| {
-        cause.downcast_ref::<ClosedPipe>().is_some()
-            || cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-    }) && !error.chain().any(|cause| cause.is::<ConnectionError>())
+    // Only our own writes are looked at: a connection that broke is deeper in the chain, and is a failure.
+    error.is::<ClosedPipe>()
+        || error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// Standard output or standard error was closed by its reader.

@@ -210,7 +210,7 @@ pub(super) fn gone_in_the_meantime(error: &ClientError) -> bool {
 pub(super) async fn logs(client: &Client, arguments: &LogsArguments) -> Result<ExitCode> {
     let id = find(client, &arguments.job.id).await?;
     if arguments.follow {
-        Follower { streams: arguments.stream, ..Follower::new(client, &id) }.to_the_end().await?;
+        Follower { streams: arguments.stream, ..Follower::new(client, &id) }.until_end().await?;
         return Ok(ExitCode::SUCCESS);
     }
     for stream in [Stream::Stdout, Stream::Stderr] {
@@ -273,7 +273,7 @@ impl<'a> Follower<'a> {
     }
 
     /// Returns how the job ended, after all of its output was written. May be dropped and called again: it goes on.
-    pub(super) async fn to_the_end(&mut self) -> Result<Ending> {
+    pub(super) async fn until_end(&mut self) -> Result<Ending> {
         loop {
             match self.event().await {
                 Ok(Some(Event::Ended { ending })) => return Ok(ending),

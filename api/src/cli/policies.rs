@@ -1,12 +1,12 @@
 //! `ampoule policy`: which policies are asked, and whether a file can be one.
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use ampoule_client::Client;
 use anyhow::{Context as _, Result, anyhow};
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 
 use super::table;
 
@@ -20,29 +20,24 @@ pub(super) enum Command {
     },
     /// Load a policy file here, without the service, and say what it is or why it cannot be bound
     #[command(after_help = "Example:\n  ampoule policy check job-baseline.wasm")]
-    Check {
-        /// WebAssembly component
-        file: PathBuf,
-        /// Print one JSON document
-        #[arg(long)]
-        json: bool,
-    },
+    Check(CheckArguments),
 }
 
-/// Does one of the commands.
-pub(super) async fn run(client: &Client, command: Command) -> Result<ExitCode> {
-    match command {
-        Command::Ls { json } => list(client, json).await?,
-        Command::Check { file, json } => check(&file, json)?,
-    }
-    Ok(ExitCode::SUCCESS)
+#[derive(Args)]
+pub(super) struct CheckArguments {
+    /// WebAssembly component, or WASI command
+    file: PathBuf,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
 }
 
-async fn list(client: &Client, json: bool) -> Result<()> {
+/// Lists the policies of the service.
+pub(super) async fn list(client: &Client, json: bool) -> Result<ExitCode> {
     let list = client.policies().await?;
     if json {
         writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&list)?)?;
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     let rows: Vec<Vec<String>> = list
         .policies
@@ -50,19 +45,21 @@ async fn list(client: &Client, json: bool) -> Result<()> {
         .map(|policy| vec![policy.name, policy.mode, policy.on_failure, policy.hooks.join(" "), policy.digest])
         .collect();
     table::print(&["POLICY", "MODE", "ON FAILURE", "HOOKS", "DIGEST"], &rows)?;
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
-fn check(file: &Path, json: bool) -> Result<()> {
+/// Loads a policy in this process and tells what it answers.
+pub(super) fn check(arguments: &CheckArguments) -> Result<ExitCode> {
+    let file = &arguments.file;
     let cache = Cache::make()?;
     let policy = ampoule_plugins::check(file, &cache.0)
         .with_context(|| format!("{} cannot be bound as a policy", file.display()))?;
-    if json {
+    if arguments.json {
         writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&policy)?)?;
     } else {
         writeln!(io::stdout(), "{}: answers {} ({})", file.display(), policy.hooks.join(", "), policy.digest)?;
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A folder for compiled code that nobody else can write to, gone afterwards.

@@ -21,11 +21,12 @@ use super::{bundle, exit, keep};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  ampoule run debian:12 -- echo hello
-  echo 'print(6*7)' | ampoule run --stdin python:3 -- python3 -
-  ampoule run --memory 64m --cpus 0.5 --pids 32 --timeout 10s debian:12 -- ./solution
-  ampoule run --file ./project:/work --artifact '*.xml' --artifacts-to out debian:12 --shell 'make test'
-  ampoule run --json debian:12 -- true | jq .figures";
+  ampoule run debian -- echo hello
+  echo 'print(6*7)' | ampoule run --stdin python -- python3 -
+  ampoule run --memory 64m --cpus 0.5 --timeout 10s debian -- sort data
+  ampoule run --file ./project:/work --workdir /work \\
+      --artifact '*.xml' --artifacts-to out debian --shell 'make test'
+  ampoule run --json debian -- true | jq .figures";
 
 /// Most bytes of standard input that are read; the service's own limit may be lower.
 const STDIN_BYTES_MAX: u64 = 256 << 20;
@@ -60,8 +61,6 @@ pub(super) struct Arguments {
     /// A writable path, in memory, with its room
     #[arg(long, value_name = "PATH[:SIZE]", value_parser = amount::writable)]
     writable: Vec<Writable>,
-    #[command(flatten)]
-    limits: LimitArguments,
     /// Keep the files that match, absolute or relative to the working directory
     #[arg(long, value_name = "GLOB")]
     artifact: Vec<String>,
@@ -86,6 +85,9 @@ pub(super) struct Arguments {
     /// Print the job's id and leave it running
     #[arg(short, long, conflicts_with_all = ["json", "artifacts_to"])]
     detach: bool,
+    // Last, since its heading would go on above what follows.
+    #[command(flatten)]
+    limits: LimitArguments,
 }
 
 /// Bounds of the job; what is left out is the service's default.
@@ -151,7 +153,7 @@ async fn run_for_output(
     let mut follower = Follower::new(client, &id);
     let ending = loop {
         tokio::select! {
-            ended = follower.to_the_end() => match ended {
+            ended = follower.until_end() => match ended {
                 Err(error) if super::failure::is_closed_pipe(&error) => {
                     client.cancel(&id).await?;
                     return Err(error);
