@@ -130,6 +130,9 @@ impl Sandbox {
         }
         let due = run.kill_at.is_some_and(|at| now >= at);
         if let (true, Some(process)) = (due, &self.process) {
+            // A process whose share is used up does not die before its group gets time again. What cannot be
+            // lifted only makes the end come later.
+            let _ = self.place.group.lift_cpu_limit();
             kill_process(process.as_fd())?;
             run.kill_at = None;
         }
