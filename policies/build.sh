@@ -1,5 +1,6 @@
 #!/bin/sh
-# Builds every policy of this folder from source, as NAME/NAME.wasm. What is up to date is left alone.
+# Builds every policy of this folder from source: the package NAME in the folder NAME becomes NAME/NAME.wasm.
+# What is up to date is left alone.
 #
 # Uses rustup's wasm32-unknown-unknown when it is installed. Otherwise Debian's rustc-web, whose standard library for
 # wasm is built from its source package once (a minute or two) and then kept in target/policies.
@@ -11,9 +12,6 @@ target=wasm32-unknown-unknown
 build="$root/target/policies"
 built="$build/$target/release"
 host_cargo=${CARGO:-cargo}
-
-# Package and folder of each policy.
-policies="job-baseline:job-baseline misbehaving:testing/misbehaving"
 
 # Panic messages hold source paths: without these two a policy's digest would differ from machine to machine.
 export CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS="--remap-path-prefix=$root=ampoule --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo"
@@ -29,11 +27,11 @@ debian_linker() {
 
 build_modules() {
     if has_rustup_target; then
-        cargo build --locked --release --target "$target" --manifest-path "$folder/Cargo.toml"
+        cargo build --release --target "$target" --manifest-path "$folder/Cargo.toml"
     elif [ -x /usr/bin/rustc ] && [ -d /usr/lib/rustlib/src/rust/library ] && [ -n "$(debian_linker)" ]; then
         # RUSTC_BOOTSTRAP allows -Zbuild-std with a stable compiler; the compiler and the source are of one package.
         RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER=$(debian_linker) \
-            /usr/bin/cargo build --locked --release --target "$target" -Zbuild-std=std,panic_abort \
+            /usr/bin/cargo build --release --target "$target" -Zbuild-std=std,panic_abort \
             --manifest-path "$folder/Cargo.toml"
     else
         echo "cannot build policies: there is no Rust for $target" >&2
@@ -55,8 +53,8 @@ make_component() {
 }
 
 build_modules
-for policy in $policies; do
-    package=${policy%%:*}
-    place=$folder/${policy#*:}
-    make_component "$built/$(echo "$package" | tr - _).wasm" "$place/$package.wasm"
+for manifest in "$folder"/*/Cargo.toml "$folder"/testing/*/Cargo.toml; do
+    place=$(dirname "$manifest")
+    policy=$(basename "$place")
+    make_component "$built/$(echo "$policy" | tr - _).wasm" "$place/$policy.wasm"
 done

@@ -125,6 +125,48 @@ fn a_policy_that_spins_when_it_is_bound_stops_the_start() {
 }
 
 #[test]
+fn a_component_that_sleeps_is_stopped_at_once() {
+    // Interpreters are built against one WASI 0.2 or another; all of them meet the same clock.
+    for version in ["0.2.0", "0.2.6"] {
+        let service = Service::new();
+        service.add_wat("sleeper.wasm", &sleeper(version));
+        let start = Instant::now();
+        let message = failure(service.load("[[policy]]\nname = \"sleeper\"\nfile = \"sleeper.wasm\"\n"));
+        assert!(message.contains("a policy cannot wait"), "{message}");
+        assert!(start.elapsed() < Duration::from_secs(60), "took {:?}", start.elapsed());
+    }
+}
+
+/// A component that sleeps for an hour when it starts.
+fn sleeper(version: &str) -> String {
+    format!(
+        r#"(component
+            (import "wasi:io/poll@{version}" (instance $poll
+                (export "pollable" (type $pollable (sub resource)))
+                (export "[method]pollable.block" (func (param "self" (borrow $pollable))))))
+            (alias export $poll "pollable" (type $pollable))
+            (import "wasi:clocks/monotonic-clock@{version}" (instance $clock
+                (alias outer 1 $pollable (type $outer))
+                (export "pollable" (type $inner (eq $outer)))
+                (export "subscribe-duration" (func (param "when" u64) (result (own $inner))))))
+            (core func $subscribe (canon lower (func $clock "subscribe-duration")))
+            (core func $block (canon lower (func $poll "[method]pollable.block")))
+            (core module $code
+                (import "host" "subscribe" (func $subscribe (param i64) (result i32)))
+                (import "host" "block" (func $block (param i32)))
+                (func $sleep (call $block (call $subscribe (i64.const 3600000000000))))
+                (start $sleep)
+                (func (export "admit")))
+            (core instance $code (instantiate $code (with "host" (instance
+                (export "subscribe" (func $subscribe))
+                (export "block" (func $block))))))
+            (func $admit (canon lift (core func $code "admit")))
+            (instance $hook (export "admit" (func $admit)))
+            (export "ampoule:policy/admission@1.0.0" (instance $hook)))"#
+    )
+}
+
+#[test]
 fn many_threads_ask_at_once_and_each_gets_its_answer() {
     let policies = policies("nothing", "");
     std::thread::scope(|scope| {

@@ -17,19 +17,9 @@ impl Policy for JobBaseline {
     }
 
     fn admit(job: &Request, settings: &Settings) -> Verdict {
-        let refusal = refuse_image(job, settings).or_else(|| refuse_variable(job, settings));
-        if let Some(refusal) = refusal {
-            return refusal;
-        }
-        match limits(job, settings) {
-            Ok(mut changes) => {
-                if let Some(user) = settings.user.as_ref().filter(|user| **user != job.user) {
-                    changes.push(Change::SetUser(user.clone()));
-                }
-                Verdict::change(changes)
-            }
-            Err(refusal) => refusal,
-        }
+        let refuse = [refuse_image, refuse_variable, refuse_limit];
+        let refusal = refuse.iter().find_map(|refuse| refuse(job, settings));
+        refusal.unwrap_or_else(|| Verdict::change(changes(job, settings)))
     }
 }
 
@@ -52,32 +42,34 @@ fn refuse_variable(job: &Request, settings: &Settings) -> Option<Verdict> {
     Some(refusal.hint(format!("leave `{name}` out of `env`, or use an image that does not set it")))
 }
 
-/// What the client left open gets our default, lowered to the ceiling; what it asked for is refused above the ceiling.
-fn limits(job: &Request, settings: &Settings) -> Result<Vec<Change>, Verdict> {
+fn refuse_limit(job: &Request, settings: &Settings) -> Option<Verdict> {
+    LIMITS.iter().find_map(|limit| {
+        let requested = (limit.requested)(&job.requested_limits)?;
+        let ceiling = (limit.set)(&settings.ceilings).filter(|ceiling| requested > *ceiling)?;
+        let name = limit.name;
+        let reason = format!("the limit `{name}` of {requested} is above {ceiling}, the most that this service gives");
+        let refusal = Verdict::deny("limit-above-ceiling", reason);
+        Some(refusal.hint(format!("ask for {ceiling} at most, or leave `{name}` out")))
+    })
+}
+
+/// What the client left open gets our default; whatever else is above a ceiling is lowered to it.
+fn changes(job: &Request, settings: &Settings) -> Vec<Change> {
     let mut changes = Vec::new();
     for limit in LIMITS {
         let applied = (limit.applied)(&job.limits);
-        let ceiling = (limit.set)(&settings.ceilings);
         let wanted = match (limit.requested)(&job.requested_limits) {
-            Some(requested) => match ceiling.filter(|ceiling| requested > *ceiling) {
-                Some(ceiling) => return Err(above(limit.name, requested, ceiling)),
-                // An earlier policy may have raised it since.
-                None => applied,
-            },
+            // Not always what was asked for: an earlier policy may have changed it since.
+            Some(_) => applied,
             None => (limit.set)(&settings.defaults).unwrap_or(applied),
         };
-        let value = ceiling.map_or(wanted, |ceiling| wanted.min(ceiling));
+        let value = (limit.set)(&settings.ceilings).map_or(wanted, |ceiling| wanted.min(ceiling));
         if value != applied {
             changes.push(Change::SetLimit((limit.limit, value)));
         }
     }
-    Ok(changes)
-}
-
-fn above(name: &str, requested: u64, ceiling: u64) -> Verdict {
-    Verdict::deny(
-        "limit-above-ceiling",
-        format!("the limit `{name}` of {requested} is above {ceiling}, the most that this service gives"),
-    )
-    .hint(format!("ask for {ceiling} at most, or leave `{name}` out"))
+    if let Some(user) = settings.user.as_ref().filter(|user| **user != job.user) {
+        changes.push(Change::SetUser(user.clone()));
+    }
+    changes
 }

@@ -132,3 +132,8 @@ macro_rules! policy {
         $crate::bindings::export!(AmpouleExported with_types_in $crate::bindings);
     };
 }
+
+/// The README's example, kept true.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
