@@ -4,6 +4,8 @@
 NEXTEST_PROFILE ?= $(if $(CI),ci,default)
 # How long each fuzz target runs.
 FUZZ_SECONDS ?= 30
+# The policies and their kit, built for this machine: a workspace of their own.
+GUESTS = --manifest-path policies/Cargo.toml --target-dir target/policies
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -15,6 +17,7 @@ demo: setup policies ## real jobs on a throw-away service; DEMO_IMAGE=debian pla
 test: setup policies ## the whole test-suite, the one inside a cgroup-v2 machine included
 	cargo build --workspace --all-targets
 	cargo nextest run --workspace --profile $(NEXTEST_PROFILE)
+	cargo test --quiet $(GUESTS)
 	tests/v2/run.sh
 
 test-v2: setup policies ## the sandbox suites inside a virtual machine with cgroup v2 only
@@ -28,6 +31,8 @@ bench: policies ## Ampoule beside crun, runc, bubblewrap, docker and podman; tab
 lint: policies ## format, clippy, documentation, rules of our own
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo fmt --manifest-path policies/Cargo.toml --all --check
+	cargo clippy $(GUESTS) --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 	cargo nextest run -p ampoule-tests --test tidy --profile $(NEXTEST_PROFILE)
 
