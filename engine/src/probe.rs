@@ -25,6 +25,9 @@ const ATTEMPT_POLL: Duration = Duration::from_millis(2);
 /// Most bytes that an attempt may answer.
 const ANSWER_BYTES_MAX: u64 = 16 * 1024;
 
+/// The remedy for attempts that need root.
+const MEND_ORDINARY_USER: &str = "ask again as root: sudo ampoule doctor";
+
 /// What is asked about: the places that a service on this machine would use.
 #[derive(Clone, Debug)]
 pub struct Ground {
@@ -156,18 +159,23 @@ pub fn attempt(name: &str, ground: &Ground) -> String {
 }
 
 fn find(check: &'static Check, ground: &Ground) -> Finding {
-    let seen = match check.look {
-        Look::Here(look) => look(ground),
-        Look::InChild(_) => attempt_in_child(check.name, ground),
+    let (seen, is_tried) = match check.look {
+        Look::Here(look) => (look(ground), false),
+        Look::InChild(_) => (attempt_in_child(check.name, ground), true),
     };
-    let (presence, found, mend) = match (seen, check.need) {
-        (Ok(found), _) => (Presence::Present, found, String::new()),
-        (Err(absence), Need::Every) => {
-            (Presence::Missing, absence.found, absence.mend.unwrap_or(check.mend.to_owned()))
+    let Absence { found, mend } = match seen {
+        Ok(found) => {
+            let mend = String::new();
+            return Finding { name: check.name, presence: Presence::Present, found, lost: check.lost, mend };
         }
-        (Err(absence), Need::Better) => {
-            (Presence::Weaker, absence.found, absence.mend.unwrap_or(check.mend.to_owned()))
-        }
+        Err(absence) => absence,
+    };
+    let presence = if check.need == Need::Every { Presence::Missing } else { Presence::Weaker };
+    // What an ordinary user fails at is no fault of the machine's, so far as is known.
+    let mend = match mend {
+        _ if is_tried && !rustix::process::geteuid().is_root() => MEND_ORDINARY_USER.to_owned(),
+        Some(mend) => mend,
+        None => check.mend.to_owned(),
     };
     Finding { name: check.name, presence, found, lost: check.lost, mend }
 }
