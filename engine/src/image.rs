@@ -3,5 +3,9 @@
 
 pub mod archive;
 pub mod compression;
+pub mod config;
 pub mod digest;
 pub mod layer;
+pub mod manifest;
+pub mod reference;
+pub mod store;

@@ -13,7 +13,7 @@ use super::archive::{self, ArchiveError, Entry, Head, Kind, PathError, Place, Ti
 use super::compression::{Bounds, Decompressed};
 use super::digest::Hashing;
 use folder::{Attributes, Folder};
-pub use remove::remove_tree;
+pub use remove::{remove_all_in, remove_tree};
 
 mod folder;
 mod remove;

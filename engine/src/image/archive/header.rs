@@ -18,12 +18,12 @@ pub(super) fn parse(bytes: [u8; BLOCK_BYTES]) -> Result<Option<Block>, &'static 
     }
     let mut header = Header::new_old();
     *header.as_mut_bytes() = bytes;
-    let stated = number(&header.as_old().cksum).ok_or("the checksum is no number")?;
     // Some old programs added the bytes up as signed numbers.
-    if stated != checksum(&bytes, i64::from) && stated != checksum(&bytes, |byte| i64::from(byte.cast_signed())) {
-        return Err("the checksum of its header is wrong, or this is no tar archive");
+    let sums = [checksum(&bytes, i64::from), checksum(&bytes, |byte| i64::from(byte.cast_signed()))];
+    match number(&header.as_old().cksum) {
+        Some(stated) if sums.contains(&stated) => Ok(Some(Block(header))),
+        _ => Err("the checksum of its header is wrong, or this is no tar archive"),
     }
-    Ok(Some(Block(header)))
 }
 
 /// Where the checksum field stands; it is added up as if it were spaces.

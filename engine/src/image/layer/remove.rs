@@ -18,6 +18,23 @@ pub fn remove_tree(parent: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     remove_name(parent, name.as_bytes())
 }
 
+/// Removes all that is in a folder, as `remove_tree` does; the folder stays.
+///
+/// # Errors
+/// As `remove_tree`.
+pub fn remove_all_in(folder: BorrowedFd<'_>) -> io::Result<()> {
+    loop {
+        let mut has_progressed = false;
+        for name in names(folder)? {
+            remove_name(folder, &name?)?;
+            has_progressed = true;
+        }
+        if !has_progressed {
+            return Ok(());
+        }
+    }
+}
+
 pub(super) fn remove_name(parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
     if remove_unless_filled(parent, name)? == Outcome::Removed {
         return Ok(());
@@ -101,6 +118,7 @@ fn names(folder: BorrowedFd<'_>) -> io::Result<impl Iterator<Item = io::Result<V
 mod tests {
     use super::*;
     use std::fs::{self, File};
+    use std::os::unix::ffi::OsStrExt;
     use std::os::unix::fs::symlink;
 
     #[test]
@@ -114,9 +132,13 @@ mod tests {
         fs::create_dir_all(tree.join(".removed-1/x/y")).unwrap();
         fs::create_dir_all(tree.join("a/.removed-2/.removed-1/z")).unwrap();
         fs::write(tree.join("a/b/c/file"), "x").unwrap();
+        fs::create_dir_all(tree.join(std::ffi::OsStr::from_bytes(b"no text \xff")).join("x")).unwrap();
         symlink(&kept, tree.join("a/b/link")).unwrap();
         symlink("../..", tree.join("up")).unwrap();
         let parent = File::open(folder.path()).unwrap();
+        remove_all_in(File::open(&tree).unwrap().as_fd()).unwrap();
+        assert!(fs::read_dir(&tree).unwrap().next().is_none());
+        fs::create_dir_all(tree.join("a/b/c")).unwrap();
         remove_tree(parent.as_fd(), "tree").unwrap();
         remove_tree(parent.as_fd(), "tree").unwrap();
         assert!(!tree.exists());

@@ -1,0 +1,657 @@
+//! The images of this machine: content by digest in a folder that is a plain OCI image layout (`skopeo` can read it),
+//! and names for it. The layers on disk are the runtime's; the store says which there have to be.
+//!
+//! All changes go through one lock and end with the renaming of `index.json`: a crash leaves the old state or the new
+//! one, and content that neither names goes when the store is opened next. Looking up a name takes no disk access.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::{self, File};
+use std::io;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use serde::Serialize;
+use tokio::runtime::Handle;
+
+use super::config::{Config, ImageConfig};
+use super::digest::Digest;
+use super::manifest::{self, Document, Manifest};
+use super::reference::{Reference, ReferenceError};
+use crate::sandbox::{Runtime, RuntimeError};
+use crate::spec::LayerId;
+use blobs::Blobs;
+pub use import::ImportError;
+use index::Entry;
+
+mod blobs;
+mod import;
+mod index;
+mod members;
+
+/// Fewest hexadecimal digits that may stand for an image.
+const ID_PREFIX_MIN: usize = 12;
+
+/// An image that is ready to run.
+#[derive(Debug)]
+pub struct Image {
+    /// The digest of its manifest, as in `sha256:…`.
+    pub digest: String,
+    /// The name under which it is known, as in `busybox:latest`.
+    pub reference: Option<String>,
+    /// Its layers, lowest first, each once.
+    pub layers: Vec<LayerId>,
+    /// How it wants to be run.
+    pub config: ImageConfig,
+    /// Bytes of its manifest, config and layers as stored.
+    pub size_bytes: u64,
+    /// When it was made, as its config says.
+    pub created: Option<String>,
+    /// When it came into the store, in seconds since 1970.
+    pub imported_unix: Option<u64>,
+    contents: Contents,
+    /// Shared by all that is one image under several names.
+    hold: Hold,
+}
+
+/// An image that somebody uses: as long as one of these is there, the image cannot be removed.
+#[derive(Clone, Debug)]
+pub struct HeldImage {
+    image: Arc<Image>,
+    _hold: Hold,
+}
+
+impl Deref for HeldImage {
+    type Target = Image;
+    fn deref(&self) -> &Image {
+        &self.image
+    }
+}
+
+/// Counts who has an image: each line of the list that stands for it, and each user.
+type Hold = Arc<()>;
+
+/// What in the store belongs to an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Contents {
+    /// Manifest, config and layers, with their sizes in bytes.
+    blobs: BTreeMap<Digest, u64>,
+    /// Each layer as stored, and the id of what comes out of it; lowest first.
+    layers: Vec<(Digest, LayerId)>,
+}
+
+/// An image in a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ImageSummary {
+    /// The name under which it is known; one line for each.
+    pub reference: Option<String>,
+    /// The digest of its manifest.
+    pub digest: String,
+    /// Bytes of its manifest, config and layers as stored.
+    pub size_bytes: u64,
+    /// How many layers it has.
+    pub layers: usize,
+    /// When it was made, as its config says.
+    pub created: Option<String>,
+    /// When it came into the store, in seconds since 1970.
+    pub imported_unix: Option<u64>,
+    /// What is wrong with it, if its manifest or config cannot be read.
+    pub damage: Option<String>,
+}
+
+/// What a removal did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Removed {
+    /// The names that were taken away.
+    pub untagged: Vec<String>,
+    /// The digests of manifests, configs and layers that are gone with them.
+    pub removed: Vec<String>,
+    /// Bytes that they took in the store, without the unpacked layers.
+    pub freed_bytes: u64,
+}
+
+/// What `Store::reconcile` found and mended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Reconciled {
+    /// Layers that are missing and could not be unpacked again. Their images are damaged now.
+    pub damaged: Vec<LayerId>,
+    /// Unpacked layers that no image has, and that are gone now.
+    pub removed: Vec<LayerId>,
+    /// Layers of images that were not there, and are unpacked again.
+    pub unpacked: Vec<LayerId>,
+}
+
+/// Why the store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A file or folder of it.
+    #[error("could not {action} `{path}`")]
+    System {
+        /// What was tried, as in `write`.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Another process has it.
+    #[error(
+        "the image store `{path}` is in use by another process\nhint: stop the other service, or give this one another state folder"
+    )]
+    Locked {
+        /// The store's folder.
+        path: PathBuf,
+    },
+    /// Its list of images is damaged.
+    #[error(
+        "the image store's list `{path}` cannot be read: {problem}\nhint: move the folder that it is in away and import the images again"
+    )]
+    Index {
+        /// The list.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+/// Why a name leads to no image.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ResolveError {
+    /// It is no name.
+    #[error(transparent)]
+    Invalid(#[from] ReferenceError),
+    /// Nothing has it.
+    #[error(
+        "there is no image `{reference}` here\nhint: `ampoule image ls` shows those that are, `ampoule image import` brings one"
+    )]
+    NotFound {
+        /// The name.
+        reference: String,
+    },
+    /// The name is pinned to a digest, and stands for another.
+    #[error("the image `{reference}` is `{found}` here, not what it is pinned to")]
+    Moved {
+        /// The name with its pin.
+        reference: String,
+        /// The digest that the name stands for.
+        found: String,
+    },
+    /// The beginning of an id fits several images.
+    #[error("several images have an id that begins with `{prefix}`\nhint: write more of the digest")]
+    Ambiguous {
+        /// The digits.
+        prefix: String,
+    },
+    /// It is here and cannot be read.
+    #[error("the image `{reference}` is damaged: {damage}\nhint: import it again")]
+    Damaged {
+        /// The name.
+        reference: String,
+        /// What is wrong.
+        damage: String,
+    },
+}
+
+/// Why an image was not removed.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoveError {
+    /// The name leads to no image.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// Jobs run from it.
+    #[error("the image `{reference}` is in use\nhint: wait for its jobs to end, or cancel them")]
+    InUse {
+        /// The name.
+        reference: String,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An unpacked layer could not be removed or unpacked. What is left goes with the next `Store::reconcile`.
+    #[error("could not remove or unpack the layer {layer}")]
+    Layer {
+        /// The layer.
+        layer: String,
+        /// Why.
+        source: RuntimeError,
+    },
+}
+
+/// One line of the list of images.
+#[derive(Clone, Debug)]
+struct Record {
+    entry: Entry,
+    /// The image, or what is wrong with it.
+    image: Result<Arc<Image>, String>,
+}
+
+/// The image store.
+pub struct Store {
+    folder: PathBuf,
+    /// The unpacked layers, which the runtime keeps beside the store.
+    layers_folder: PathBuf,
+    blobs: Blobs,
+    /// Held by whoever changes the index or removes content, and never for as long as an import takes.
+    changes: Mutex<Leases>,
+    /// Held for reading while a layer is unpacked whose id is not known yet, so that no lease can name it; and for
+    /// writing while layers are removed.
+    unnamed_layers: RwLock<()>,
+    records: RwLock<Vec<Record>>,
+    /// Keeps other processes out; released when closed.
+    _lock: File,
+}
+
+/// What imports under way need, although no image has it yet. Counted, since two imports may need the same.
+#[derive(Default)]
+struct Leases {
+    blobs: HashMap<Digest, usize>,
+    layers: HashMap<LayerId, usize>,
+}
+
+impl Store {
+    /// Opens the store in `<state>/oci`; makes it where there is none. Content that no image has is removed.
+    ///
+    /// # Errors
+    /// A folder that cannot be used, is used by another process, or whose list of images is damaged.
+    pub fn open(state: &Path) -> Result<Store, StoreError> {
+        let folder = state.join("oci");
+        fs::create_dir_all(&folder).map_err(system("make", &folder))?;
+        let lock = lock(&folder)?;
+        let blobs = Blobs::open(&folder)?;
+        let (entries, is_new) = index::open(&folder)?;
+        let mut holds = HashMap::new();
+        let records: Vec<Record> = entries.into_iter().map(|entry| load(&blobs, entry, &mut holds)).collect();
+        for record in &records {
+            if let Err(damage) = &record.image {
+                tracing::warn!(image = %record.entry.label(), damage, "an image is damaged");
+            }
+        }
+        // Without an index, or with a manifest that cannot be read, nobody knows what belongs to an image.
+        if !is_new && records.iter().all(|record| record.image.is_ok()) {
+            let swept = blobs.sweep(&reachable_blobs(&records))?;
+            if swept > 0 {
+                tracing::info!(blobs = swept, "removed content that no image has");
+            }
+        }
+        Ok(Store {
+            folder,
+            layers_folder: state.join("layers"),
+            blobs,
+            changes: Mutex::default(),
+            unnamed_layers: RwLock::default(),
+            records: RwLock::new(records),
+            _lock: lock,
+        })
+    }
+
+    /// All images, by name; an image with several names comes several times, one without a name last.
+    pub fn list(&self) -> Vec<ImageSummary> {
+        let records = self.records.read().unwrap_or_else(PoisonError::into_inner);
+        let mut summaries: Vec<_> = records.iter().map(Record::summary).collect();
+        summaries.sort_by(|a, b| {
+            (a.reference.is_none(), &a.reference, &a.digest).cmp(&(b.reference.is_none(), &b.reference, &b.digest))
+        });
+        summaries
+    }
+
+    /// Finds the image that a name, a digest (`sha256:…`) or the first 12 or more digits of one stand for. Takes no
+    /// disk access.
+    ///
+    /// # Errors
+    /// A name that is malformed, that nothing has, or that is pinned to another digest.
+    pub fn resolve(&self, reference: &str) -> Result<HeldImage, ResolveError> {
+        let records = self.records.read().unwrap_or_else(PoisonError::into_inner);
+        let found = find(&records, reference)?;
+        let damaged = |damage: &String| ResolveError::Damaged { reference: reference.into(), damage: damage.clone() };
+        let image = records[found.records[0]].image.as_ref().map_err(damaged)?;
+        Ok(HeldImage { image: Arc::clone(image), _hold: Arc::clone(&image.hold) })
+    }
+
+    /// Takes a name away, and the image with it when that was its last one; a digest takes all names of an image.
+    /// Blocks; to be called where tokio allows it (`spawn_blocking`).
+    ///
+    /// # Errors
+    /// A name that leads to no image, an image that somebody holds, and a store or runtime that fails.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn remove(&self, runtime: &dyn Runtime, reference: &str) -> Result<Removed, RemoveError> {
+        let _no_unnamed_layers = self.unnamed_layers.write().unwrap_or_else(PoisonError::into_inner);
+        let leases = self.leases();
+        let gone = self.untag(reference)?;
+        let mut removed = Removed {
+            untagged: gone.iter().filter_map(|record| record.entry.name.as_ref()).map(ToString::to_string).collect(),
+            ..Removed::default()
+        };
+        let contents: Vec<_> =
+            gone.iter().filter_map(|record| record.image.as_ref().ok()).map(|image| image.contents.clone()).collect();
+        let blobs = contents.iter().flat_map(|contents| contents.blobs.keys().cloned()).collect();
+        let layers =
+            contents.iter().flat_map(|contents| contents.layers.iter().map(|(_, layer)| layer.clone())).collect();
+        for (digest, bytes) in self.collect_blobs(&leases, blobs)? {
+            removed.removed.push(digest.to_string());
+            removed.freed_bytes += bytes;
+        }
+        self.collect_layers(&leases, runtime, layers)?;
+        Ok(removed)
+    }
+
+    /// Brings the unpacked layers into line with the images: removes those that no image has, and unpacks those again
+    /// that are missing. An image that cannot be mended counts as damaged from then on. To be called once at start,
+    /// where tokio allows blocking.
+    ///
+    /// # Errors
+    /// A folder of layers that cannot be listed, and a runtime that is gone.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn reconcile(&self, runtime: &dyn Runtime) -> Result<Reconciled, RemoveError> {
+        let _no_unnamed_layers = self.unnamed_layers.write().unwrap_or_else(PoisonError::into_inner);
+        let leases = self.leases();
+        let on_disk = self.layers_on_disk()?;
+        let records = self.records.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut reconciled = Reconciled::default();
+        for (blob, layer) in missing_layers(&records, &on_disk) {
+            match self.unpack_again(runtime, &blob, &layer) {
+                Ok(()) => reconciled.unpacked.push(layer),
+                Err(source @ RuntimeError::Gone) => {
+                    return Err(RemoveError::Layer { layer: layer.hex().to_owned(), source });
+                }
+                Err(error) => {
+                    self.mark_damaged(&layer, &in_one_line(&error));
+                    reconciled.damaged.push(layer);
+                }
+            }
+        }
+        if records.iter().all(|record| record.image.is_ok()) {
+            reconciled.removed = self.collect_layers(&leases, runtime, on_disk)?;
+        }
+        Ok(reconciled)
+    }
+
+    fn leases(&self) -> MutexGuard<'_, Leases> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes records out of the list; returns those.
+    fn untag(&self, reference: &str) -> Result<Vec<Record>, RemoveError> {
+        // Held from the question who uses the image to the end, so that nobody is given it in between.
+        let mut records = self.records.write().unwrap_or_else(PoisonError::into_inner);
+        let found = find(&records, reference)?;
+        let lines: Vec<_> = records.iter().filter(|record| record.entry.digest == found.digest).collect();
+        // Each line counts once; whoever counts besides them is using the image.
+        let is_in_use =
+            |record: &&Record| record.image.as_ref().is_ok_and(|image| Arc::strong_count(&image.hold) > lines.len());
+        if lines.len() == found.records.len() && lines.first().is_some_and(is_in_use) {
+            return Err(RemoveError::InUse { reference: reference.to_owned() });
+        }
+        let (gone, kept): (Vec<_>, Vec<_>) =
+            records.iter().cloned().enumerate().partition(|(at, _)| found.records.contains(at));
+        let kept: Vec<Record> = kept.into_iter().map(|(_, record)| record).collect();
+        index::write(&self.folder, kept.iter().map(|record| &record.entry))?;
+        *records = kept;
+        Ok(gone.into_iter().map(|(_, record)| record).collect())
+    }
+
+    /// Removes those of the blobs that no image has and no import needs; returns what is gone, with sizes.
+    fn collect_blobs(&self, leases: &Leases, candidates: HashSet<Digest>) -> Result<Vec<(Digest, u64)>, StoreError> {
+        let reachable = reachable_blobs(&self.records.read().unwrap_or_else(PoisonError::into_inner));
+        let mut gone = Vec::new();
+        for digest in candidates {
+            if !reachable.contains(&digest) && !leases.blobs.contains_key(&digest) {
+                let bytes = self.blobs.remove(&digest)?;
+                gone.push((digest, bytes));
+            }
+        }
+        gone.sort();
+        Ok(gone)
+    }
+
+    /// Removes those of the unpacked layers that no image has and no import needs; returns what is gone.
+    fn collect_layers(
+        &self,
+        leases: &Leases,
+        runtime: &dyn Runtime,
+        candidates: HashSet<LayerId>,
+    ) -> Result<Vec<LayerId>, RemoveError> {
+        let reachable = reachable_layers(&self.records.read().unwrap_or_else(PoisonError::into_inner));
+        let is_garbage = |layer: &LayerId| !reachable.contains(layer) && !leases.layers.contains_key(layer);
+        let mut garbage: Vec<_> = candidates.into_iter().filter(is_garbage).collect();
+        garbage.sort();
+        for layer in &garbage {
+            let removed = Handle::current().block_on(runtime.remove_layer(layer.clone()));
+            removed.map_err(|source| RemoveError::Layer { layer: layer.hex().to_owned(), source })?;
+        }
+        Ok(garbage)
+    }
+
+    fn unpack_again(&self, runtime: &dyn Runtime, blob: &Digest, layer: &LayerId) -> Result<(), RuntimeError> {
+        let archive = self.blobs.open_blob(blob).map_err(|error| RuntimeError::Layer(in_one_line(&error)))?;
+        let unpacked = Handle::current().block_on(runtime.unpack_layer(archive))?;
+        if unpacked.layer == *layer {
+            return Ok(());
+        }
+        // What came out belongs to nobody; the next call removes it.
+        Err(RuntimeError::Layer(format!("its stored content has decayed to {}", unpacked.layer.hex())))
+    }
+
+    fn mark_damaged(&self, layer: &LayerId, problem: &str) {
+        let mut records = self.records.write().unwrap_or_else(PoisonError::into_inner);
+        for record in records.iter_mut() {
+            if record.image.as_ref().is_ok_and(|image| image.layers.contains(layer)) {
+                record.image = Err(format!("its layer {} cannot be unpacked: {problem}", layer.hex()));
+            }
+        }
+    }
+
+    fn layers_on_disk(&self) -> Result<HashSet<LayerId>, StoreError> {
+        let listed = match fs::read_dir(&self.layers_folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(HashSet::new()),
+            listed => listed.map_err(system("list", &self.layers_folder))?,
+        };
+        let mut layers = HashSet::new();
+        for entry in listed {
+            let entry = entry.map_err(system("list", &self.layers_folder))?;
+            layers.extend(entry.file_name().to_str().and_then(|name| LayerId::parse(name).ok()));
+        }
+        Ok(layers)
+    }
+}
+
+impl Record {
+    fn summary(&self) -> ImageSummary {
+        let image = self.image.as_ref().ok();
+        ImageSummary {
+            reference: self.entry.name.as_ref().map(ToString::to_string),
+            digest: self.entry.digest.to_string(),
+            size_bytes: image.map_or(self.entry.size, |image| image.size_bytes),
+            layers: image.map_or(0, |image| image.layers.len()),
+            created: image.and_then(|image| image.created.clone()),
+            imported_unix: self.entry.imported_unix,
+            damage: self.image.as_ref().err().cloned(),
+        }
+    }
+}
+
+impl Image {
+    /// Puts an image together from the bytes of its manifest and its config, which were verified.
+    fn assemble(entry: &Entry, manifest: &Manifest, config: Config, hold: Hold) -> Result<Image, String> {
+        if config.diff_ids.len() != manifest.layers.len() {
+            let (ids, layers) = (config.diff_ids.len(), manifest.layers.len());
+            return Err(format!("its config names {ids} layers and its manifest {layers}"));
+        }
+        let contents = Contents::of(entry, manifest, &config.diff_ids);
+        Ok(Image {
+            digest: entry.digest.to_string(),
+            reference: entry.name.as_ref().map(ToString::to_string),
+            layers: topmost_of_each(&config.diff_ids),
+            config: config.run,
+            size_bytes: contents.blobs.values().sum(),
+            created: config.created,
+            imported_unix: entry.imported_unix,
+            contents,
+            hold,
+        })
+    }
+
+    /// The same image as another line of the list shows it.
+    fn under(&self, name: Option<&Reference>) -> Image {
+        Image {
+            digest: self.digest.clone(),
+            reference: name.map(ToString::to_string),
+            layers: self.layers.clone(),
+            config: self.config.clone(),
+            size_bytes: self.size_bytes,
+            created: self.created.clone(),
+            imported_unix: self.imported_unix,
+            contents: self.contents.clone(),
+            hold: Arc::clone(&self.hold),
+        }
+    }
+}
+
+impl Contents {
+    fn of(entry: &Entry, manifest: &Manifest, diff_ids: &[LayerId]) -> Contents {
+        let parts = manifest.layers.iter().chain([&manifest.config]);
+        let mut blobs: BTreeMap<_, _> = parts.map(|part| (part.digest.clone(), part.size)).collect();
+        blobs.insert(entry.digest.clone(), entry.size);
+        let layers = manifest.layers.iter().map(|layer| layer.digest.clone()).zip(diff_ids.iter().cloned()).collect();
+        Contents { blobs, layers }
+    }
+}
+
+/// The layers without repetitions, which overlayfs refuses. Where a layer comes twice, what the lower one brings is
+/// hidden by the same things in the upper one, so the lower one can go.
+fn topmost_of_each(diff_ids: &[LayerId]) -> Vec<LayerId> {
+    let is_last = |at: usize| !diff_ids[at + 1..].contains(&diff_ids[at]);
+    (0..diff_ids.len()).filter(|&at| is_last(at)).map(|at| diff_ids[at].clone()).collect()
+}
+
+/// Where a name leads.
+struct Found {
+    digest: Digest,
+    /// The lines of the list that it stands for.
+    records: Vec<usize>,
+}
+
+fn find(records: &[Record], text: &str) -> Result<Found, ResolveError> {
+    if text.starts_with("sha256:") {
+        let not_found = || ResolveError::NotFound { reference: text.to_owned() };
+        return Digest::parse(text).ok().and_then(|digest| with_digest(records, &digest)).ok_or_else(not_found);
+    }
+    if let Some(digest) = Digest::from_hex(text) {
+        let not_found = || ResolveError::NotFound { reference: text.to_owned() };
+        return with_digest(records, &digest).ok_or_else(not_found);
+    }
+    let reference = Reference::parse(text)?;
+    match find_name(records, &reference) {
+        Err(ResolveError::NotFound { .. }) if is_id_prefix(text) => find_prefix(records, text),
+        found => found,
+    }
+}
+
+fn with_digest(records: &[Record], digest: &Digest) -> Option<Found> {
+    let fitting: Vec<_> = (0..records.len()).filter(|&at| records[at].entry.digest == *digest).collect();
+    (!fitting.is_empty()).then(|| Found { digest: digest.clone(), records: fitting })
+}
+
+fn find_name(records: &[Record], reference: &Reference) -> Result<Found, ResolveError> {
+    let not_found = || ResolveError::NotFound { reference: reference.to_string() };
+    let found = match reference.without_digest() {
+        Some(name) => records.iter().position(|record| record.entry.name.as_ref() == Some(&name)),
+        // A pin without a tag: any image of that repository with this content. The repository has to fit, or else a
+        // policy that looks at names could be led to another image by its digest.
+        None => records.iter().position(|record| {
+            let names_it = |name: &Reference| (name.domain(), name.path()) == (reference.domain(), reference.path());
+            record.entry.name.as_ref().is_some_and(names_it) && Some(&record.entry.digest) == reference.digest()
+        }),
+    };
+    let at = found.ok_or_else(not_found)?;
+    let digest = records[at].entry.digest.clone();
+    if reference.digest().is_some_and(|pin| *pin != digest) {
+        return Err(ResolveError::Moved { reference: reference.to_string(), found: digest.to_string() });
+    }
+    Ok(Found { digest, records: vec![at] })
+}
+
+fn is_id_prefix(text: &str) -> bool {
+    text.len() >= ID_PREFIX_MIN && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn find_prefix(records: &[Record], prefix: &str) -> Result<Found, ResolveError> {
+    let mut digests =
+        records.iter().map(|record| &record.entry.digest).filter(|digest| digest.hex().starts_with(prefix));
+    let not_found = || ResolveError::NotFound { reference: prefix.to_owned() };
+    let first = digests.next().ok_or_else(not_found)?;
+    if digests.any(|digest| digest != first) {
+        return Err(ResolveError::Ambiguous { prefix: prefix.to_owned() });
+    }
+    with_digest(records, first).ok_or_else(not_found)
+}
+
+fn reachable_blobs(records: &[Record]) -> HashSet<Digest> {
+    let named = records.iter().map(|record| record.entry.digest.clone());
+    let images = records.iter().filter_map(|record| record.image.as_ref().ok());
+    named.chain(images.flat_map(|image| image.contents.blobs.keys().cloned())).collect()
+}
+
+fn reachable_layers(records: &[Record]) -> HashSet<LayerId> {
+    let images = records.iter().filter_map(|record| record.image.as_ref().ok());
+    images.flat_map(|image| image.contents.layers.iter().map(|(_, layer)| layer.clone())).collect()
+}
+
+fn missing_layers(records: &[Record], on_disk: &HashSet<LayerId>) -> BTreeMap<Digest, LayerId> {
+    let images = records.iter().filter_map(|record| record.image.as_ref().ok());
+    let layers = images.flat_map(|image| image.contents.layers.iter().cloned());
+    layers.filter(|(_, layer)| !on_disk.contains(layer)).collect()
+}
+
+/// Reads the image that a line of the list stands for; what is wrong with it becomes part of the record.
+fn load(blobs: &Blobs, entry: Entry, holds: &mut HashMap<Digest, Hold>) -> Record {
+    let hold = holds.entry(entry.digest.clone()).or_default();
+    let image = read_image(blobs, &entry, Arc::clone(hold)).map(Arc::new);
+    Record { entry, image }
+}
+
+fn read_image(blobs: &Blobs, entry: &Entry, hold: Hold) -> Result<Image, String> {
+    let bytes =
+        blobs.read(&entry.digest, manifest::MANIFEST_BYTES_MAX).map_err(|problem| format!("its manifest {problem}"))?;
+    let manifest = match manifest::parse(&bytes) {
+        Ok(Document::Manifest(manifest)) => manifest,
+        Ok(Document::Index(_)) => return Err("its manifest is a list of manifests".into()),
+        Err(error) => return Err(in_one_line(&error)),
+    };
+    let bytes = blobs
+        .read(&manifest.config.digest, manifest::CONFIG_BYTES_MAX)
+        .map_err(|problem| format!("its config {problem}"))?;
+    let config = Config::parse(&bytes).map_err(|error| in_one_line(&error))?;
+    if let Some(layer) = manifest.layers.iter().find(|layer| blobs.size(&layer.digest) != Some(layer.size)) {
+        return Err(format!("its layer {} is missing or has another size", layer.digest));
+    }
+    Image::assemble(entry, &manifest, config, hold)
+}
+
+/// An error with its causes.
+fn in_one_line(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |sentence, cause| format!("{sentence}: {cause}"))
+}
+
+fn lock(folder: &Path) -> Result<File, StoreError> {
+    let path = folder.join(".lock");
+    let file = File::options().create(true).append(true).open(&path).map_err(system("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(StoreError::Locked { path: folder.to_owned() }),
+        Err(fs::TryLockError::Error(source)) => Err(StoreError::System { action: "lock", path, source }),
+    }
+}
+
+/// Makes the error of an action on a path.
+fn system(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::System { action, path, source }
+}
+
+#[cfg(test)]
+mod tests;
