@@ -3,9 +3,12 @@
 //! ```text
 //! zygote, a small tmpfs:                      sandbox, on a copy of the zygote's mounts:
 //!   /layers/N  the unpacked layers, read-only   /m/N  /layers/N with the owners of this sandbox
-//!   /dev       the shared device nodes          /s    folders that the image lacks, where there are any
-//!   /empty     hides folders of /proc           /r    the root: /m/0, or an overlay of /s and all /m/N
+//!   /dev       device nodes                     /s    the folders that the image lacks
+//!                                               /r    the root: an overlay of /s and all /m/N
 //! ```
+//!
+//! No two sandboxes share an inode that they can open: the overlay gives files of a common layer inodes of their
+//! own, so that locks and the like are no channel between them; `/dev` is made for each.
 //!
 //! Paths of the image are resolved below its root only, and `/proc` and `/dev` are mounted last, on real folders.
 
@@ -56,6 +59,8 @@ const DEVICE_LINKS: [(&str, &str); 4] = [
 ];
 /// Room in `/dev/shm`, in bytes: Docker's default, which test suites with many processes are used to.
 const SHARED_MEMORY_BYTES: u64 = 64 * 1024 * 1024;
+/// User and group that own the zygote's own tree.
+const HOST_ROOT: (u32, u32) = (0, 0);
 /// What every mount of a layer forbids.
 const LAYER_ATTRIBUTES: u64 = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
 
@@ -70,7 +75,7 @@ pub(crate) fn enter_zygote_tree(layers: BorrowedFd<'_>, names: &[&str]) -> Resul
     enter_private_namespace()?;
     let root = tmpfs(&[("size", "1m"), ("nr_inodes", "1k"), ("mode", "0755")], MountAttrFlags::empty())?;
     become_root(&root)?;
-    for folder in ["/layers", "/m", "/s", "/r", "/dev", "/empty"] {
+    for folder in ["/layers", "/m", "/s", "/r", "/dev"] {
         make_folder(folder)?;
     }
     for (number, tree) in trees.iter().enumerate() {
@@ -79,8 +84,7 @@ pub(crate) fn enter_zygote_tree(layers: BorrowedFd<'_>, names: &[&str]) -> Resul
         make_folder(&format!("/m/{number}"))?;
         attach(tree, &target)?;
     }
-    make_devices()?;
-    // Parts of it show in sandboxes.
+    attach(&devices(HOST_ROOT)?, "/dev")?;
     let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, id_map: None };
     sys::mount_setattr(root.as_fd(), attributes).map_err(failed("make read-only", "the zygote's root"))
 }
@@ -119,9 +123,11 @@ fn clone_layer(layers: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, SysError> 
     Ok(tree)
 }
 
-/// The `/dev` that all sandboxes of a zygote share: a tmpfs that nobody can write to.
-fn make_devices() -> Result<(), SysError> {
-    let tree = tmpfs(&[("size", "64k"), ("nr_inodes", "64"), ("mode", "0755")], MountAttrFlags::MOUNT_ATTR_NOSUID)?;
+/// A `/dev` of its own: a tmpfs that nobody can write to.
+fn devices(owner: (u32, u32)) -> Result<OwnedFd, SysError> {
+    let (uid, gid) = (owner.0.to_string(), owner.1.to_string());
+    let options = [("size", "64k"), ("nr_inodes", "64"), ("mode", "0755"), ("uid", &uid), ("gid", &gid)];
+    let tree = tmpfs(&options, MountAttrFlags::MOUNT_ATTR_NOSUID)?;
     for (name, major, minor) in DEVICES {
         let mode = Mode::from_raw_mode(0o666);
         mknodat(&tree, name, FileType::CharacterDevice, mode, makedev(major, minor))
@@ -130,12 +136,12 @@ fn make_devices() -> Result<(), SysError> {
     for (name, target) in DEVICE_LINKS {
         symlinkat(target, &tree, name).map_err(failed("make link", name))?;
     }
-    for name in ["shm", "pts", "mqueue"] {
+    for name in ["shm", "pts"] {
         mkdirat(&tree, name, Mode::from_raw_mode(0o755)).map_err(failed("make folder", name))?;
     }
-    attach(&tree, "/dev")?;
     let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, id_map: None };
-    sys::mount_setattr(tree.as_fd(), attributes).map_err(failed("make read-only", "/dev"))
+    sys::mount_setattr(tree.as_fd(), attributes).map_err(failed("make read-only", "/dev"))?;
+    Ok(tree)
 }
 
 /// Makes the root of a sandbox, enters it, and says whom its command runs as. The calling process is pid 1 of
@@ -157,7 +163,7 @@ pub(crate) fn enter_sandbox_root(frame: &Frame, id_map: BorrowedFd<'_>, first_id
         mount_writable(root.as_fd(), path, owner)?;
     }
     mount_proc(root.as_fd())?;
-    mount_dev(root.as_fd(), owner)?;
+    mount_dev(root.as_fd(), first_id, owner)?;
     hide_parts_of_proc()?;
     fchdir(&root).map_err(failed("enter", "the sandbox's root"))?;
     mount_move("/r", "/").map_err(failed("move", "the sandbox's root"))?;
@@ -186,22 +192,19 @@ fn map_layer(number: usize, id_map: BorrowedFd<'_>) -> Result<(), SysError> {
     attach(&tree, &format!("/m/{number}"))
 }
 
-/// Mounts the root at `/r`. A single layer that has all that is to be mounted on is its own root; else it is an
-/// overlay, with the missing folders as its highest layer.
+/// Mounts the root at `/r`: an overlay, with the folders that the image lacks as its highest layer.
 fn make_root(frame: &Frame, first_id: u32) -> Result<OwnedFd, RootError> {
     let layers: Vec<String> = (0..frame.layers.len()).rev().map(|number| format!("/m/{number}")).collect();
-    let plain = match layers.as_slice() {
+    // A single layer shows what is missing as it is; several only show it merged.
+    let image = match layers.as_slice() {
         [only] => open_folder(only)?,
         several => mount_overlay(several)?,
     };
-    let missing = missing_folders(plain.as_fd(), frame)?;
-    if missing.is_empty() {
-        if layers.len() == 1 {
-            mount_move("/m/0", "/r").map_err(failed("move", "the only layer"))?;
-        }
-        return Ok(open_folder("/r")?);
+    let missing = missing_folders(image.as_fd(), frame)?;
+    if missing.is_empty() && layers.len() > 1 {
+        return Ok(image);
     }
-    make_missing_folders(plain.as_fd(), &missing, first_id)?;
+    make_missing_folders(image.as_fd(), &missing, first_id)?;
     let with_missing: Vec<String> = std::iter::once("/s".to_owned()).chain(layers).collect();
     Ok(mount_overlay(&with_missing)?)
 }
@@ -311,9 +314,8 @@ fn mount_proc(root: BorrowedFd<'_>) -> Result<(), SysError> {
     attach_to(&tree, target.as_fd(), "/proc")
 }
 
-fn mount_dev(root: BorrowedFd<'_>, owner: (u32, u32)) -> Result<(), SysError> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = open_tree(CWD, "/dev", flags).map_err(failed("clone", "/dev"))?;
+fn mount_dev(root: BorrowedFd<'_>, first_id: u32, owner: (u32, u32)) -> Result<(), SysError> {
+    let tree = devices((first_id, first_id))?;
     let target = open_below(root, "dev", ResolveFlags::NO_SYMLINKS).map_err(failed("open", "/dev"))?;
     attach_to(&tree, target.as_fd(), "/dev")?;
     let shared_memory = writable_tmpfs(SHARED_MEMORY_BYTES, 4096, "1777", owner)?;
@@ -322,9 +324,10 @@ fn mount_dev(root: BorrowedFd<'_>, owner: (u32, u32)) -> Result<(), SysError> {
 }
 
 fn hide_parts_of_proc() -> Result<(), SysError> {
-    let hidden = HIDDEN_FILES.map(|name| (name, "/dev/null")).into_iter();
-    for (name, cover) in hidden.chain(HIDDEN_FOLDERS.map(|name| (name, "/empty"))) {
-        // `/r/proc` is the proc that was just mounted: no name of the image is on this path.
+    let hidden = HIDDEN_FILES.map(|name| (name, "/r/dev/null")).into_iter();
+    // `pts` is empty: a sandbox has no terminal.
+    for (name, cover) in hidden.chain(HIDDEN_FOLDERS.map(|name| (name, "/r/dev/pts"))) {
+        // `/r/proc` and `/r/dev` are what was just mounted: no name of the image is on these paths.
         match mount_bind(cover, format!("/r/proc/{name}").as_str()) {
             // Not every kernel has them all.
             Ok(()) | Err(rustix::io::Errno::NOENT) => {}
