@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::host::MEMORY_BYTES_MAX;
+use crate::engine::MEMORY_BYTES_MAX;
 use crate::verdict::{Mode, OnFailure};
 
 /// Largest `policies.toml`, in bytes.

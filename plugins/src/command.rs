@@ -12,9 +12,9 @@ use wasmtime_wasi::p2::pipe::{MemoryInputPipe, MemoryOutputPipe};
 use crate::admission::Admission;
 use crate::binding::{Hook, Limits};
 use crate::component::on_own_thread;
-use crate::failure::{Bounds, Failure};
-use crate::host::{self, Host, Memory, STDERR_BYTES_MAX, TRANSFER_BYTES_MAX};
-use crate::policy::Asked;
+use crate::engine::{self, Room};
+use crate::failure::{Asked, Bounds, Failure};
+use crate::host::{self, Memory, STDERR_BYTES_MAX, TRANSFER_BYTES_MAX};
 use crate::verdict::{Answer, Change, Refusal, Verdict, Warning};
 
 /// The version of the JSON, counted with the WIT package.
@@ -97,11 +97,11 @@ impl Guest {
     ///
     /// # Errors
     /// It imports more than WASI preview 1, or is no command.
-    pub(crate) fn link(host: &Host, module: &Module) -> wasmtime::Result<Guest> {
+    pub(crate) fn link(linker: &Linker<State>, module: &Module) -> wasmtime::Result<Guest> {
         if module.get_export("_start").and_then(|export| export.func().cloned()).is_none() {
             return Err(wasmtime::Error::msg("a core module without `_start` is neither a command nor a component"));
         }
-        Ok(Guest { pre: host.commands.instantiate_pre(module)? })
+        Ok(Guest { pre: linker.instantiate_pre(module)? })
     }
 
     /// Asks it what it thinks of its settings.
@@ -110,12 +110,12 @@ impl Guest {
     /// It could not be asked. The inner error is its own: what is wrong with them.
     pub(crate) fn validate(
         &self,
-        host: &Host,
+        room: &Room,
         policy: &Arc<str>,
         limits: &Limits,
         settings: &str,
     ) -> Result<Result<(), String>, Failure> {
-        let answer = self.ask(host, policy, limits, Hook::Settings, settings, None).result?;
+        let answer = self.ask(room, policy, limits, Hook::Settings, settings, None).result?;
         match answer.verdict {
             Verdict::Allow => Ok(Ok(())),
             Verdict::Deny(refusal) => Ok(Err(refusal.reason)),
@@ -126,18 +126,18 @@ impl Guest {
     /// Asks it about a job.
     pub(crate) fn admit(
         &self,
-        host: &Host,
+        room: &Room,
         policy: &Arc<str>,
         limits: &Limits,
         job: &Admission,
         settings: &str,
     ) -> Asked<Answer> {
-        self.ask(host, policy, limits, Hook::Admission, settings, Some(job))
+        self.ask(room, policy, limits, Hook::Admission, settings, Some(job))
     }
 
     fn ask(
         &self,
-        host: &Host,
+        room: &Room,
         policy: &Arc<str>,
         limits: &Limits,
         hook: Hook,
@@ -148,12 +148,12 @@ impl Guest {
             Ok(question) => question,
             Err(error) => return Asked { result: Err(Failure::host(format!("no question: {error}"))), fuel: 0 },
         };
-        let _place = host.enter();
-        let Asked { result, fuel } = on_own_thread(|| self.run(host, policy, limits, hook, question));
+        let _place = room.enter();
+        let Asked { result, fuel } = on_own_thread(|| self.run(room, policy, limits, hook, question));
         Asked { result: result.and_then(|answer| read_answer(&answer)), fuel }
     }
 
-    fn run(&self, host: &Host, policy: &Arc<str>, limits: &Limits, hook: Hook, question: Vec<u8>) -> Asked<Vec<u8>> {
+    fn run(&self, room: &Room, policy: &Arc<str>, limits: &Limits, hook: Hook, question: Vec<u8>) -> Asked<Vec<u8>> {
         let stdout = MemoryOutputPipe::new(TRANSFER_BYTES_MAX);
         let stderr = MemoryOutputPipe::new(STDERR_BYTES_MAX);
         let wasi = host::sealed_wasi()
@@ -162,9 +162,9 @@ impl Guest {
             .stdout(stdout.clone())
             .stderr(stderr.clone())
             .build_p1();
-        let mut store = Store::new(&host.engine, State { memory: Memory::new(limits.memory_bytes), wasi });
+        let mut store = Store::new(&room.engine, State { memory: Memory::new(limits.memory_bytes), wasi });
         store.limiter(|state| &mut state.memory);
-        store.set_epoch_deadline(host::ticks(limits.deadline_ms));
+        store.set_epoch_deadline(engine::ticks(limits.deadline_ms));
         let result = store
             .set_fuel(limits.fuel)
             .and_then(|()| self.pre.instantiate(&mut store))

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use wasmtime::component::types::ComponentItem;
-use wasmtime::component::{Component, Instance, InstancePre};
+use wasmtime::component::{Component, Instance, InstancePre, Linker};
 use wasmtime::{Engine, Store};
 
 use crate::admission::Admission;
 use crate::binding::{Hook, Limits};
 use crate::bindings::{self, admission, settings};
-use crate::failure::{Bounds, Failure};
-use crate::host::{self, Host, State, TRANSFER_BYTES_MAX};
-use crate::policy::Asked;
+use crate::engine::{self, Room};
+use crate::failure::{Asked, Bounds, Failure};
+use crate::host::{State, TRANSFER_BYTES_MAX};
 use crate::verdict::Answer;
 
 /// A component, ready to be asked.
@@ -28,10 +28,10 @@ impl Guest {
     ///
     /// # Errors
     /// It imports what policies are not given.
-    pub(crate) fn link(host: &Host, component: &Component) -> wasmtime::Result<Guest> {
-        let pre = host.components.instantiate_pre(component)?;
+    pub(crate) fn link(linker: &Linker<State>, component: &Component) -> wasmtime::Result<Guest> {
+        let pre = linker.instantiate_pre(component)?;
         let is_wasi_needed =
-            component.component_type().imports(&host.engine).any(|(name, _)| name.starts_with("wasi:"));
+            component.component_type().imports(linker.engine()).any(|(name, _)| name.starts_with("wasi:"));
         Ok(Guest {
             admission: admission::GuestIndices::new(&pre).ok(),
             settings: settings::GuestIndices::new(&pre).ok(),
@@ -50,13 +50,13 @@ impl Guest {
     ///
     /// # Errors
     /// It does not start, or exports a hook with other types than the contract's.
-    pub(crate) fn try_hooks(&self, host: &Host, policy: &Arc<str>, limits: &Limits) -> Result<(), Failure> {
+    pub(crate) fn try_hooks(&self, room: &Room, policy: &Arc<str>, limits: &Limits) -> Result<(), Failure> {
         let load = |store: &mut Store<State>, instance: &Instance| {
             self.admission.as_ref().map(|hook| hook.load(&mut *store, instance)).transpose()?;
             self.settings.as_ref().map(|hook| hook.load(&mut *store, instance)).transpose()?;
             Ok(())
         };
-        self.call(host, policy, limits, load).result
+        self.call(room, policy, limits, load).result
     }
 
     /// Asks it what it thinks of its settings, if it wants to be asked.
@@ -65,7 +65,7 @@ impl Guest {
     /// It could not be asked. The inner error is its own: what is wrong with them.
     pub(crate) fn validate(
         &self,
-        host: &Host,
+        room: &Room,
         policy: &Arc<str>,
         limits: &Limits,
         json: &str,
@@ -74,13 +74,13 @@ impl Guest {
         let validate = |store: &mut Store<State>, instance: &Instance| {
             hook.load(&mut *store, instance)?.call_validate(store, json)
         };
-        self.call(host, policy, limits, validate).result
+        self.call(room, policy, limits, validate).result
     }
 
     /// Asks it about a job.
     pub(crate) fn admit(
         &self,
-        host: &Host,
+        room: &Room,
         policy: &Arc<str>,
         limits: &Limits,
         job: &Admission,
@@ -93,32 +93,32 @@ impl Guest {
         let admit = |store: &mut Store<State>, instance: &Instance| {
             hook.load(&mut *store, instance)?.call_admit(store, &request, settings)
         };
-        let Asked { result, fuel } = self.call(host, policy, limits, admit);
+        let Asked { result, fuel } = self.call(room, policy, limits, admit);
         Asked { result: result.and_then(|verdict| bindings::answer(verdict).map_err(Failure::malformed)), fuel }
     }
 
     fn call<T: Send>(
         &self,
-        host: &Host,
+        room: &Room,
         policy: &Arc<str>,
         limits: &Limits,
         ask: impl FnOnce(&mut Store<State>, &Instance) -> wasmtime::Result<T> + Send,
     ) -> Asked<T> {
-        let _place = host.enter();
-        let run = || self.run(host, policy, limits, ask);
+        let _place = room.enter();
+        let run = || self.run(room, policy, limits, ask);
         if self.is_wasi_needed { on_own_thread(run) } else { run() }
     }
 
     fn run<T>(
         &self,
-        host: &Host,
+        room: &Room,
         policy: &Arc<str>,
         limits: &Limits,
         ask: impl FnOnce(&mut Store<State>, &Instance) -> wasmtime::Result<T>,
     ) -> Asked<T> {
-        let mut store = Store::new(&host.engine, State::new(Arc::clone(policy), limits.memory_bytes));
+        let mut store = Store::new(&room.engine, State::new(Arc::clone(policy), limits.memory_bytes));
         store.limiter(|state| &mut state.memory);
-        store.set_epoch_deadline(host::ticks(limits.deadline_ms));
+        store.set_epoch_deadline(engine::ticks(limits.deadline_ms));
         store.set_hostcall_fuel(TRANSFER_BYTES_MAX);
         let result = store
             .set_fuel(limits.fuel)

@@ -1,9 +1,8 @@
 //! What the verdicts of all policies come to. Pure: who is asked, and how, is the caller's.
 
 use crate::admission::Admission;
-use crate::failure::Failure;
+use crate::failure::{Asked, Failure};
 use crate::patch;
-use crate::policy::Asked;
 use crate::verdict::{
     Answer, Change, Decision, Denial, Mode, OnFailure, Outcome, PolicyVerdict, PolicyWarning, Refusal, Verdict,
     VerdictKind,

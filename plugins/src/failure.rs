@@ -1,9 +1,17 @@
-//! Why a policy could not be asked: the sentence and code for the client, and the detail for the operator.
+//! What comes of a call, and why one brings no answer: the sentence and code for the client, the detail for the operator.
 
 use wasmtime::Trap;
 
 /// Most bytes of detail that are kept of one failure: backtrace, log and standard error.
 const DETAIL_BYTES_MAX: usize = 4096;
+
+/// What came of one call.
+pub(crate) struct Asked<T> {
+    /// The answer, or why there is none.
+    pub(crate) result: Result<T, Failure>,
+    /// Fuel that it used.
+    pub(crate) fuel: u64,
+}
 
 /// A call that brought no answer.
 #[derive(Debug)]

@@ -8,6 +8,7 @@ mod bindings;
 mod command;
 mod component;
 mod decide;
+mod engine;
 mod failure;
 mod host;
 mod patch;
@@ -17,20 +18,18 @@ mod precompiled;
 mod testing;
 mod verdict;
 
-use std::path::{Path, PathBuf};
-
-use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 pub use admission::{Admission, AdmissionFile, AdmissionImage, AdmissionLimits, AdmissionWritable, RequestedLimits};
 pub use binding::BindingError;
-pub use policy::PolicyError;
+pub use policy::{PolicyError, PolicySummary};
 pub use precompiled::CacheError;
 pub use verdict::{Decision, Denial, Mode, OnFailure, Outcome, PolicyVerdict, PolicyWarning, VerdictKind};
 
 use binding::{Binding, Hook};
 use decide::{Docket, Voice};
-use host::Host;
-use policy::Policy;
+use engine::Room;
+use policy::{Binder, Policy};
 use precompiled::Cache;
 
 /// All policies of a service: loaded once, never changed, shared by all threads. Each call gets an instance of its
@@ -38,26 +37,7 @@ use precompiled::Cache;
 pub struct Policies {
     bound: Vec<Policy>,
     /// `None` where there is no policy: no engine, no thread.
-    host: Option<Host>,
-}
-
-/// A policy as it is shown to people.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PolicySummary {
-    /// Its name in `policies.toml`.
-    pub name: String,
-    /// Digest of its file, as in `sha256:…`.
-    pub digest: String,
-    /// The hooks that it is asked, as in `admission`.
-    pub hooks: Vec<String>,
-    /// How it is bound.
-    pub mode: Mode,
-    /// What its failure means.
-    pub on_failure: OnFailure,
-    /// The file that it was loaded from.
-    pub source: PathBuf,
-    /// Digest of its settings as JSON, as in `sha256:…`.
-    pub settings_digest: String,
+    room: Option<Room>,
 }
 
 /// Why policies cannot be loaded.
@@ -85,7 +65,7 @@ pub enum LoadError {
 impl Policies {
     /// No policy: everything is admitted as it is.
     pub fn empty() -> Policies {
-        Policies { bound: Vec::new(), host: None }
+        Policies { bound: Vec::new(), room: None }
     }
 
     /// Loads and tries every policy that `file` (a `policies.toml`) binds; compiled code is kept in the folder `cache`.
@@ -98,22 +78,24 @@ impl Policies {
             return Ok(Policies::empty());
         }
         let cache = Cache::open(cache)?;
-        let host = new_host()?;
-        let bound = bindings.into_iter().map(|binding| bind(&host, &cache, binding)).collect::<Result<Vec<_>, _>>()?;
+        let room = Room::open().map_err(no_engine)?;
+        let binder = Binder::new(&room, &cache).map_err(no_engine)?;
+        let bound = bindings.into_iter().map(|binding| bind(&binder, binding)).collect::<Result<Vec<_>, _>>()?;
+        drop(binder);
         let digests: Vec<&str> = bound.iter().map(|policy| policy.digest.as_str()).collect();
-        if let Err(error) = cache.keep_only(&host.engine, &digests) {
+        if let Err(error) = cache.keep_only(&room.engine, &digests) {
             tracing::warn!(%error, "code of former policies cannot be removed");
         }
-        Ok(Policies { bound, host: Some(host) })
+        Ok(Policies { bound, room: Some(room) })
     }
 
     /// Asks the policies about a job, in order. Each sees what the ones before it left; the first refusal ends it.
     /// Takes some tens of microseconds for a compiled policy, and at most the sum of their deadlines.
     pub fn admit(&self, request: Admission) -> Decision {
         let mut docket = Docket::new(request);
-        let Some(host) = &self.host else { return docket.admit() };
+        let Some(room) = &self.room else { return docket.admit() };
         for policy in self.bound.iter().filter(|policy| policy.is_asked_about_jobs()) {
-            let (asked, micros) = policy.admit(host, docket.job());
+            let (asked, micros) = policy.admit(room, docket.job());
             let voice =
                 Voice { name: &policy.name, digest: &policy.digest, mode: policy.mode, on_failure: policy.on_failure };
             if let Err(denial) = docket.hear(voice, asked, micros) {
@@ -135,21 +117,22 @@ impl Policies {
 /// # Errors
 /// Why it could not be bound.
 pub fn check(file: &Path, cache: &Path) -> Result<PolicySummary, LoadError> {
-    let (host, cache) = (new_host()?, Cache::open(cache)?);
-    let policy = match bind(&host, &cache, Binding::of_file(file, None)) {
+    let (room, cache) = (Room::open().map_err(no_engine)?, Cache::open(cache)?);
+    let binder = Binder::new(&room, &cache).map_err(no_engine)?;
+    let policy = match bind(&binder, Binding::of_file(file, None)) {
         Err(LoadError::Policy { source: PolicyError::HooksUnknown, .. }) => {
-            bind(&host, &cache, Binding::of_file(file, Some(vec![Hook::Admission])))?
+            bind(&binder, Binding::of_file(file, Some(vec![Hook::Admission])))?
         }
         bound => bound?,
     };
     Ok(policy.summary())
 }
 
-fn new_host() -> Result<Host, LoadError> {
-    Host::new().map_err(|error| LoadError::Engine(format!("{error:#}")))
+fn no_engine(error: wasmtime::Error) -> LoadError {
+    LoadError::Engine(format!("{error:#}"))
 }
 
-fn bind(host: &Host, cache: &Cache, binding: Binding) -> Result<Policy, LoadError> {
+fn bind(binder: &Binder<'_>, binding: Binding) -> Result<Policy, LoadError> {
     let policy = binding.name.clone();
-    Policy::load(host, cache, binding).map_err(|source| LoadError::Policy { policy, source })
+    binder.bind(binding).map_err(|source| LoadError::Policy { policy, source })
 }

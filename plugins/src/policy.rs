@@ -7,17 +7,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use wasmtime::Engine;
 
-use crate::PolicySummary;
 use crate::admission::Admission;
 use crate::binding::{Binding, Hook, Limits};
-use crate::failure::Failure;
-use crate::host::Host;
+use crate::engine::Room;
+use crate::failure::Asked;
 use crate::precompiled::Cache;
 use crate::verdict::{Answer, Mode, OnFailure};
-use crate::{command, component};
+use crate::{command, component, host};
 
 /// Largest policy file, in bytes; the largest interpreter that was measured takes 18 MB.
 const WASM_BYTES_MAX: u64 = 128 << 20;
@@ -43,11 +43,23 @@ enum Guest {
     Command(command::Guest),
 }
 
-/// What came of one call.
-pub(crate) struct Asked<T> {
-    pub(crate) result: Result<T, Failure>,
-    /// Fuel that it used.
-    pub(crate) fuel: u64,
+/// A policy as it is shown to people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicySummary {
+    /// Its name in `policies.toml`.
+    pub name: String,
+    /// Digest of its file, as in `sha256:…`.
+    pub digest: String,
+    /// The hooks that it is asked, as in `admission`.
+    pub hooks: Vec<String>,
+    /// How it is bound.
+    pub mode: Mode,
+    /// What its failure means.
+    pub on_failure: OnFailure,
+    /// The file that it was loaded from.
+    pub source: PathBuf,
+    /// Digest of its settings as JSON, as in `sha256:…`.
+    pub settings_digest: String,
 }
 
 /// Why a policy cannot be bound.
@@ -98,32 +110,36 @@ pub enum PolicyError {
     Settings(String),
 }
 
-impl Policy {
+/// Binds policies: all that is needed for that and no longer afterwards.
+pub(crate) struct Binder<'a> {
+    room: &'a Room,
+    cache: &'a Cache,
+    components: wasmtime::component::Linker<host::State>,
+    commands: wasmtime::Linker<command::State>,
+}
+
+impl<'a> Binder<'a> {
+    /// For policies that will be asked in this room.
+    pub(crate) fn new(room: &'a Room, cache: &'a Cache) -> wasmtime::Result<Binder<'a>> {
+        let (components, commands) = (host::linker(&room.engine)?, command::linker(&room.engine)?);
+        Ok(Binder { room, cache, components, commands })
+    }
+
     /// Loads a policy and tries everything that will be asked of it but the question itself.
     ///
     /// # Errors
     /// What is wrong with its file, its hooks or its settings.
-    pub(crate) fn load(host: &Host, cache: &Cache, binding: Binding) -> Result<Policy, PolicyError> {
+    pub(crate) fn bind(&self, binding: Binding) -> Result<Policy, PolicyError> {
         let wasm = read(&binding.file)?;
         let digest = digest(&wasm);
-        let name: Arc<str> = binding.name.into();
-        let not_a_policy = |error: wasmtime::Error| PolicyError::NotAPolicy {
-            file: binding.file.clone(),
-            problem: format!("{error:#}"),
-        };
+        let name: Arc<str> = binding.name.as_str().into();
         let (guest, hooks) = if wasm.get(VERSION_BYTES) == Some(&CORE_MODULE) {
-            let module = cache.module(&host.engine, &wasm, &digest).map_err(not_a_policy)?;
-            let guest = command::Guest::link(host, &module).map_err(not_a_policy)?;
+            let guest = self.command(&binding, &wasm, &digest)?;
             (Guest::Command(guest), binding.hooks.ok_or(PolicyError::HooksUnknown)?)
         } else {
-            let component = cache.component(&host.engine, &wasm, &digest).map_err(not_a_policy)?;
-            let guest = component::Guest::link(host, &component).map_err(not_a_policy)?;
-            let hooks = choose(&guest.hooks(), binding.hooks).map_err(|hook| PolicyError::NoHook {
-                file: binding.file.clone(),
-                hook: hook.name(),
-                exports: exports(&host.engine, &component),
-            })?;
-            guest.try_hooks(host, &name, &binding.limits).map_err(|failure| PolicyError::Trial(failure.describe()))?;
+            let (guest, hooks) = self.component(&binding, &wasm, &digest)?;
+            let tried = guest.try_hooks(self.room, &name, &binding.limits);
+            tried.map_err(|failure| PolicyError::Trial(failure.describe()))?;
             (Guest::Component(guest), hooks)
         };
         let policy = Policy {
@@ -137,17 +153,45 @@ impl Policy {
             source: binding.file,
             guest,
         };
-        policy.validate(host)?;
+        policy.validate(self.room)?;
         Ok(policy)
     }
 
-    fn validate(&self, host: &Host) -> Result<(), PolicyError> {
+    fn command(&self, binding: &Binding, wasm: &[u8], digest: &str) -> Result<command::Guest, PolicyError> {
+        let module = self.cache.module(&self.room.engine, wasm, digest);
+        module.and_then(|module| command::Guest::link(&self.commands, &module)).map_err(not_a_policy(binding))
+    }
+
+    fn component(
+        &self,
+        binding: &Binding,
+        wasm: &[u8],
+        digest: &str,
+    ) -> Result<(component::Guest, Vec<Hook>), PolicyError> {
+        let engine = &self.room.engine;
+        let component = self.cache.component(engine, wasm, digest).map_err(not_a_policy(binding))?;
+        let guest = component::Guest::link(&self.components, &component).map_err(not_a_policy(binding))?;
+        let hooks = choose(&guest.hooks(), binding.hooks.clone()).map_err(|hook| PolicyError::NoHook {
+            file: binding.file.clone(),
+            hook: hook.name(),
+            exports: exports(engine, &component),
+        })?;
+        Ok((guest, hooks))
+    }
+}
+
+fn not_a_policy(binding: &Binding) -> impl FnOnce(wasmtime::Error) -> PolicyError + '_ {
+    |error| PolicyError::NotAPolicy { file: binding.file.clone(), problem: format!("{error:#}") }
+}
+
+impl Policy {
+    fn validate(&self, room: &Room) -> Result<(), PolicyError> {
         if !self.hooks.contains(&Hook::Settings) {
             return Ok(());
         }
         let validated = match &self.guest {
-            Guest::Component(guest) => guest.validate(host, &self.name, &self.limits, &self.settings),
-            Guest::Command(guest) => guest.validate(host, &self.name, &self.limits, &self.settings),
+            Guest::Component(guest) => guest.validate(room, &self.name, &self.limits, &self.settings),
+            Guest::Command(guest) => guest.validate(room, &self.name, &self.limits, &self.settings),
         };
         validated.map_err(|failure| PolicyError::Trial(failure.describe()))?.map_err(PolicyError::Settings)
     }
@@ -158,11 +202,11 @@ impl Policy {
     }
 
     /// Asks about a job; the time is in microseconds.
-    pub(crate) fn admit(&self, host: &Host, job: &Admission) -> (Asked<Answer>, u64) {
+    pub(crate) fn admit(&self, room: &Room, job: &Admission) -> (Asked<Answer>, u64) {
         let start = Instant::now();
         let asked = match &self.guest {
-            Guest::Component(guest) => guest.admit(host, &self.name, &self.limits, job, &self.settings),
-            Guest::Command(guest) => guest.admit(host, &self.name, &self.limits, job, &self.settings),
+            Guest::Component(guest) => guest.admit(room, &self.name, &self.limits, job, &self.settings),
+            Guest::Command(guest) => guest.admit(room, &self.name, &self.limits, job, &self.settings),
         };
         (asked, u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX))
     }
