@@ -260,7 +260,9 @@ pub enum ConfigError {
         problem: String,
     },
     /// TCP without TLS.
-    #[error("tcp on {listen} has no TLS\nhint: name tls_certificate and tls_key, or allow_insecure_loopback on a loopback address")]
+    #[error(
+        "tcp on {listen} has no TLS\nhint: name tls_certificate and tls_key, or allow_insecure_loopback on a loopback address"
+    )]
     NoTls {
         /// The address.
         listen: SocketAddr,
@@ -328,9 +330,12 @@ fn mean(written: Written, flags: &Flags) -> Result<Config, ConfigError> {
 fn mean_socket(written: WrittenSocket, flags: &Flags) -> Result<Socket, ConfigError> {
     let mode = match written.mode.as_deref() {
         None => 0o660,
-        Some(text) => u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777).ok_or_else(|| {
-            ConfigError::Value { key: "socket.mode", problem: format!("`{text}` is not octal permission bits, as in `0660`") }
-        })?,
+        Some(text) => {
+            u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777).ok_or_else(|| ConfigError::Value {
+                key: "socket.mode",
+                problem: format!("`{text}` is not octal permission bits, as in `0660`"),
+            })?
+        }
     };
     Ok(Socket {
         path: flags.socket.clone().or(written.path).unwrap_or_else(default_socket),
@@ -364,10 +369,7 @@ fn mean_retention(written: &WrittenRetention) -> Result<Retention, ConfigError> 
     })
 }
 
-fn mean_limits(
-    written: &WrittenLimits,
-    processors: u32,
-) -> Result<(AdmissionLimits, AdmissionLimits), ConfigError> {
+fn mean_limits(written: &WrittenLimits, processors: u32) -> Result<(AdmissionLimits, AdmissionLimits), ConfigError> {
     let ceiling = limits::lay_over(&written.ceiling, &limits::ceilings(processors));
     let default = limits::lay_over(&written.default, &limits::defaults());
     match limits::check(&default, &ceiling) {

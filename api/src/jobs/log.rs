@@ -2,6 +2,7 @@
 //! all of it. Pure: bytes go in, whoever follows asks for what comes after an offset.
 
 use ampoule_client::types::Gap;
+use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 /// Longest piece that a follower gets at once, in bytes.
@@ -35,7 +36,7 @@ pub enum Piece {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Kept {
     /// Start and end, one after the other.
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
     /// What is missing between them.
     pub gap: Option<Gap>,
     /// Bytes that were written.
@@ -111,7 +112,7 @@ impl Log {
             bytes.drain(head_bytes - head_cut..head_bytes + tail_cut);
             Gap { offset: (head_bytes - head_cut) as u64, bytes: missing + (head_cut + tail_cut) as u64 }
         });
-        Kept { bytes, gap, total_bytes: self.total_bytes, sha256 }
+        Kept { bytes: bytes.into(), gap, total_bytes: self.total_bytes, sha256 }
     }
 }
 

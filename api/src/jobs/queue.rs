@@ -224,11 +224,11 @@ mod tests {
             play(acts, 64, |waiting, taken| {
                 let key = (taken.priority, taken.token.clone());
                 passed.remove(&key);
-                for token in waiting.iter().filter(|job| job.priority == taken.priority).map(|job| &job.token) {
-                    if *token != taken.token {
-                        let times = passed.entry((taken.priority, token.clone())).or_default();
-                        *times.entry(taken.token.clone()).or_default() += 1;
-                    }
+                let same_level = waiting.iter().filter(|job| job.priority == taken.priority);
+                let others: BTreeSet<_> = same_level.map(|job| &job.token).filter(|token| **token != taken.token).collect();
+                for token in others {
+                    let times = passed.entry((taken.priority, token.clone())).or_default();
+                    *times.entry(taken.token.clone()).or_default() += 1;
                 }
                 passed.retain(|(priority, token), _| {
                     waiting.iter().any(|job| job.priority == *priority && job.token == *token)

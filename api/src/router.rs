@@ -1,0 +1,60 @@
+//! Every route, on one page.
+
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{get, post, put};
+use axum::{Extension, Router, middleware};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::app::App;
+use crate::jobs::routes as jobs;
+use crate::request::JsonBytesMax;
+use crate::{door, images, policies, system, tokens, uploads};
+
+/// How a request came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entrance {
+    /// Over the unix socket.
+    Unix,
+    /// Over TCP.
+    Tcp,
+}
+
+/// All routes behind the door of an entrance.
+pub fn router(app: App, entrance: Entrance) -> Router {
+    let metrics = app.system.metrics.clone();
+    let tokens = app.tokens.clone();
+    let json_bytes_max = JsonBytesMax(app.json_bytes_max);
+    let routes = Router::new()
+        .route("/v1/jobs", get(jobs::list).post(jobs::create))
+        .route("/v1/jobs:batch", post(jobs::create_batch))
+        .route("/v1/jobs/{id}", get(jobs::get).delete(jobs::delete))
+        .route("/v1/jobs/{id}/cancel", post(jobs::cancel))
+        .route("/v1/jobs/{id}/logs", get(jobs::logs))
+        .route("/v1/jobs/{id}/events", get(jobs::follow))
+        .route("/v1/jobs/{id}/artifacts", get(jobs::artifacts))
+        .route("/v1/jobs/{id}/artifacts/{*path}", get(jobs::artifact))
+        .route("/v1/uploads", put(uploads::create))
+        .route("/v1/images", get(images::list))
+        .route("/v1/images/import", post(images::import))
+        .route("/v1/images/{*reference}", get(images::get).delete(images::remove))
+        .route("/v1/policies", get(policies::list))
+        .route("/v1/tokens", get(tokens::list).post(tokens::create))
+        .route("/v1/tokens/{name}", axum::routing::delete(tokens::revoke))
+        .route("/v1/version", get(system::version))
+        .route("/healthz", get(system::healthz))
+        .route("/readyz", get(system::readyz))
+        .route("/metrics", get(system::metrics))
+        .route("/openapi.json", get(system::description))
+        .fallback(door::no_route)
+        .method_not_allowed_fallback(door::no_method)
+        .with_state(app)
+        // Every body has a bound of its own, in the handler that reads it.
+        .layer(DefaultBodyLimit::disable())
+        .layer(Extension(json_bytes_max))
+        .layer(CatchPanicLayer::custom(door::panicked));
+    let guarded = match entrance {
+        Entrance::Unix => routes.layer(middleware::from_fn(door::unix)),
+        Entrance::Tcp => routes.layer(middleware::from_fn_with_state(tokens, door::tcp)),
+    };
+    guarded.layer(middleware::from_fn_with_state(metrics, door::observe))
+}

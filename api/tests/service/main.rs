@@ -1,0 +1,9 @@
+//! The service through its routes, with a real database and a runtime that plays given endings.
+
+mod events;
+mod jobs;
+mod problems;
+mod recovery;
+mod stage;
+mod surface;
+mod tokens;

@@ -1,0 +1,87 @@
+//! What a kill -9 leaves, and what the next start makes of it.
+
+use ampoule_client::types::{EndingKind, JobState};
+use serde_json::json;
+
+use crate::stage::{Service, goes_on, prints};
+
+const SETTINGS: &str = "concurrency = 1\nqueue = 10\n";
+
+#[tokio::test]
+async fn what_waited_runs_and_what_ran_has_failed_and_may_be_sent_again() {
+    let before = Service::with([goes_on()]).await;
+    let running = before.submit("", json!({})).await.job();
+    before.start_of(&running.id).await;
+    let waiting = [
+        before.submit("", json!({ "stdin": "kept" })).await.job(),
+        before.submit("", json!({ "files": [{ "path": "a", "content": "b" }] })).await.job(),
+    ];
+    let folder = before.killed();
+    before.cancel_all().await;
+
+    let after = Service::open(folder, SETTINGS, [prints("done")]).await;
+    for job in &waiting {
+        let ended = after.end_of(&job.id).await;
+        assert_eq!(ended.stdout.expect("an output").text.as_deref(), Some("done"));
+    }
+    let ending = after.end_of(&running.id).await.ending.expect("an ending");
+    assert_eq!((ending.kind, ending.retryable), (EndingKind::Failed, true));
+    let ran: Vec<String> = after.runtime.0.asked().into_iter().map(|spec| spec.id).collect();
+    assert_eq!(ran, waiting.map(|job| job.id), "in their order, and what ran before is not run again");
+}
+
+#[tokio::test]
+async fn what_ran_is_run_again_when_its_retries_say_so() {
+    let before = Service::with([goes_on()]).await;
+    let job = before.submit("", json!({ "retries": 1, "stdin": "kept" })).await.job();
+    before.start_of(&job.id).await;
+    let folder = before.killed();
+    before.cancel_all().await;
+
+    let after = Service::open(folder, SETTINGS, [prints("second try")]).await;
+    let ended = after.end_of(&job.id).await;
+    assert_eq!((ended.attempt, ended.stdout.expect("an output").text.as_deref()), (2, Some("second try")));
+}
+
+#[tokio::test]
+async fn what_was_answered_is_there_after_a_kill() {
+    let before = Service::with([prints("x".repeat(300_000))]).await;
+    let small = before.submit("?wait=20", json!({ "limits": { "output_bytes": 100 } })).await.job();
+    let large = before.submit("?wait=20", json!({ "labels": { "size": "large" } })).await.job();
+    let after = Service::open(before.killed(), SETTINGS, [prints("")]).await;
+    for job in [small, large] {
+        assert_eq!(after.get(&format!("/v1/jobs/{}", job.id)).await.job(), job);
+    }
+}
+
+#[tokio::test]
+async fn a_key_finds_its_job_after_a_kill() {
+    let before = Service::with([prints("once")]).await;
+    let first = before.submit("?wait=20", json!({ "idempotency_key": "k" })).await.job();
+    let after = Service::open(before.killed(), SETTINGS, [prints("twice")]).await;
+    let second = after.submit("?wait=20", json!({ "idempotency_key": "k" })).await.job();
+    assert_eq!(second, first);
+    assert!(after.runtime.0.asked().is_empty());
+}
+
+#[tokio::test]
+async fn running_jobs_that_a_stop_interrupts_wait_for_the_next_start() {
+    let before = Service::with([goes_on()]).await;
+    let kept = before.submit("", json!({ "retries": 1 })).await.job();
+    before.start_of(&kept.id).await;
+    let waiting = before.submit("", json!({})).await.job();
+    let jobs = before.app.desk.jobs.clone();
+    jobs.close();
+    jobs.interrupt();
+    while !jobs.is_idle() {
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+    assert_eq!(before.get(&format!("/v1/jobs/{}", kept.id)).await.job().state, JobState::Queued);
+    let folder = before.killed();
+    before.cancel_all().await;
+
+    let after = Service::open(folder, SETTINGS, [prints("")]).await;
+    for id in [&kept.id, &waiting.id] {
+        assert_eq!(after.end_of(id).await.ending.expect("an ending").kind, EndingKind::Exited);
+    }
+}
