@@ -250,7 +250,7 @@ impl Client {
 
     /// Imports an archive: a root file system, what `docker save` writes, or an OCI layout.
     pub async fn import_image(&self, name: Option<&str>, archive: Content) -> Result<ImageList, ClientError> {
-        let path = with_query("/v1/images", &[("name", name)]);
+        let path = with_query("/v1/images/import", &[("name", name)]);
         self.transfer(Call { content_type: "application/x-tar", ..Call::post(&path) }, archive).await
     }
 
