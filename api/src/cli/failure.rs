@@ -62,6 +62,10 @@ fn hint_for(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
             "start the service with `sudo ampoule serve`, or name another address with --host or AMPOULE_HOST"
                 .to_owned()
         }
+        // So rustls tells of a certificate that it does not trust.
+        io::ErrorKind::InvalidData => {
+            "name a file with its certificate, or its authority's, in --ca or AMPOULE_CA".to_owned()
+        }
         _ => return None,
     };
     Some(hint)
