@@ -236,6 +236,9 @@ fn open_layers(state: &Path) -> Result<OwnedFd, SysError> {
         Ok(()) | Err(rustix::io::Errno::EXIST) => {}
         Err(error) => return Err(failed("make folder", path.display().to_string())(error)),
     }
+    // The service reads the names, to know which layers there are, and cannot enter any.
+    let names_only = Mode::RWXU | Mode::RGRP | Mode::ROTH;
+    rustix::fs::chmod(&path, names_only).map_err(failed("open for listing", path.display().to_string()))?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let folder = rustix::fs::open(&path, flags, Mode::empty()).map_err(failed("open", path.display().to_string()))?;
     let stat = rustix::fs::fstat(&folder).map_err(failed("look at", path.display().to_string()))?;
