@@ -3,12 +3,10 @@
 //! What it does stands in the modules of the commands; here is what can be typed, and what is returned.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::builder::NonEmptyStringValueParser;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, Flags};
 
@@ -57,31 +55,9 @@ Examples:
 #[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
 struct Cli {
     #[command(flatten)]
-    reach: Reach,
+    reach: connect::Reach,
     #[command(subcommand)]
     command: Command,
-}
-
-/// How the service is reached.
-#[derive(Args, Debug)]
-struct Reach {
-    /// Where the service listens: unix:///path, http://host:port or https://host:port
-    /// [default: the socket of a service on this machine]
-    #[arg(long, global = true, env = "AMPOULE_HOST", value_name = "ADDRESS", help_heading = "Service")]
-    host: Option<String>,
-    /// Token for a service that is reached by TCP
-    #[arg(
-        long,
-        global = true,
-        env = "AMPOULE_TOKEN",
-        hide_env_values = true,
-        value_name = "SECRET",
-        help_heading = "Service"
-    )]
-    token: Option<String>,
-    /// Certificates (PEM) that are trusted with https [default: those that this machine trusts]
-    #[arg(long, global = true, env = "AMPOULE_CA", value_name = "FILE", help_heading = "Service")]
-    ca: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -105,7 +81,7 @@ enum Command {
     /// Show what a job wrote
     Logs(jobs::LogsArguments),
     /// Show all that is known of a job: its ending, its figures, what the policies said
-    Inspect(jobs::InspectArguments),
+    Inspect(inspect::Arguments),
     /// Stop jobs that wait or run
     Cancel(jobs::IdsArguments),
     /// Forget jobs that ended, with their output and artifacts
@@ -127,25 +103,6 @@ enum Command {
     /// Try one thing in this process and report; `doctor` starts it
     #[command(name = doctor::ATTEMPT_COMMAND, hide = true)]
     Attempt(doctor::AttemptArguments),
-}
-
-/// The identifiers of jobs.
-#[derive(Args)]
-struct JobId {
-    /// Id of the job, or the part of it that no other job has
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
-    id: String,
-}
-
-/// One of a job's two outputs, or both.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Streams {
-    /// Standard output only
-    Stdout,
-    /// Standard error only
-    Stderr,
-    /// Both, each to the stream of the same name
-    Both,
 }
 
 /// Reads the arguments of this process and does what they say. To be called before any other thread exists.
@@ -181,8 +138,7 @@ fn usage(error: &clap::Error) -> ExitCode {
 }
 
 fn serve(flags: &Flags) -> Result<ExitCode> {
-    let _ = Config::load(flags)?;
-    Ok(ExitCode::FAILURE) // TEMPORARY-SERVE
+    Ok(crate::serve::serve(Config::load(flags)?))
 }
 
 fn completions(shell: clap_complete::Shell) -> Result<ExitCode> {
@@ -193,7 +149,7 @@ fn completions(shell: clap_complete::Shell) -> Result<ExitCode> {
 }
 
 /// Does what needs the service.
-fn talk(command: Command, reach: &Reach) -> Result<ExitCode> {
+fn talk(command: Command, reach: &connect::Reach) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let client = connect::client(reach)?;
@@ -202,7 +158,7 @@ fn talk(command: Command, reach: &Reach) -> Result<ExitCode> {
             Command::Run(arguments) => run::run(&client, *arguments).await,
             Command::Ps(arguments) => jobs::ps(&client, &arguments).await,
             Command::Logs(arguments) => jobs::logs(&client, &arguments).await,
-            Command::Inspect(arguments) => jobs::inspect(&client, &arguments).await,
+            Command::Inspect(arguments) => inspect::run(&client, &arguments).await,
             Command::Cancel(arguments) => jobs::cancel(&client, &arguments).await,
             Command::Rm(arguments) => jobs::rm(&client, &arguments).await,
             Command::Token(command) => tokens::run(&client, command).await,
