@@ -4,12 +4,34 @@ use std::path::{Path, PathBuf};
 
 use ampoule_client::{Client, Endpoint};
 use anyhow::{Context as _, Result};
+use clap::Args;
 
-use super::Reach;
 use crate::config;
 
 /// The socket of a service that root started; users without one of their own talk to it.
 const SYSTEM_SOCKET: &str = "/run/ampoule/ampoule.sock";
+
+/// How the service is reached.
+#[derive(Args, Debug)]
+pub(super) struct Reach {
+    /// Where the service listens: unix:///path, http://host:port or https://host:port
+    /// [default: the socket of a service on this machine]
+    #[arg(long, global = true, env = "AMPOULE_HOST", value_name = "ADDRESS", help_heading = "Service")]
+    host: Option<String>,
+    /// Token for a service that is reached by TCP
+    #[arg(
+        long,
+        global = true,
+        env = "AMPOULE_TOKEN",
+        hide_env_values = true,
+        value_name = "SECRET",
+        help_heading = "Service"
+    )]
+    token: Option<String>,
+    /// Certificates (PEM) that are trusted with https [default: those that this machine trusts]
+    #[arg(long, global = true, env = "AMPOULE_CA", value_name = "FILE", help_heading = "Service")]
+    ca: Option<PathBuf>,
+}
 
 /// A client of the service that is meant. Does not connect yet.
 pub(super) fn client(reach: &Reach) -> Result<Client> {

@@ -1,19 +1,42 @@
-//! A job as people read it: one line a fact, in groups.
+//! `ampoule inspect`: a job as people read it, one line a fact, in groups.
 
 use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::process::ExitCode;
 
+use ampoule_client::Client;
 use ampoule_client::types::{Decision, Figures, Job, JobSpec, Outcome, Output, Phases};
+
+use anyhow::Result;
+use clap::Args;
 
 use super::amount::shown_size;
 use super::exit::sentence;
-use super::jobs::{fine, short_ending};
+use super::jobs::{JobId, find, fine, short_ending};
 use super::table::plain;
 
 /// Width of the names of facts.
 const NAME_WIDTH: usize = 16;
 
+#[derive(Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    job: JobId,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+/// Tells all that is known of a job.
+pub(super) async fn run(client: &Client, arguments: &Arguments) -> Result<ExitCode> {
+    let job = client.job(&find(client, &arguments.job.id).await?, None).await?;
+    let text = if arguments.json { serde_json::to_string_pretty(&job)? + "\n" } else { told(&job) };
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Everything of a job but its output.
-pub(super) fn told(job: &Job) -> String {
+fn told(job: &Job) -> String {
     let mut page = Page(String::new());
     page.fact("job", &job.id);
     page.optional("name", job.name.as_deref());

@@ -1,21 +1,21 @@
-//! Jobs that are there: listing, following, telling, stopping and forgetting them.
+//! Jobs that are there: listing, following, stopping and forgetting them.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use ampoule_client::client::{Events, JobQuery};
-use ampoule_client::types::{Ending, EndingKind, Event, Job, JobState, JobSummary, LogChunk, Stream};
+use ampoule_client::types::{Ending, EndingKind, Event, JobState, JobSummary, LogChunk, Stream};
 use ampoule_client::{Client, ClientError};
 use anyhow::{Context as _, Result, anyhow};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 
 use super::failure::ClosedPipe;
-use super::inspect::told;
-use super::{JobId, Streams, table};
+use super::table;
 
 /// Length of a whole id.
 const ID_LENGTH: usize = 36;
@@ -29,6 +29,25 @@ const RECONNECTS_MAX: u32 = 5;
 const RECONNECT_DELAY: Duration = Duration::from_millis(200);
 /// Letters of a command that a table shows.
 const COMMAND_LETTERS: usize = 40;
+
+/// Which job is meant.
+#[derive(Args)]
+pub(super) struct JobId {
+    /// Id of the job, or the part of it that no other job has
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub(super) id: String,
+}
+
+/// One of a job's two outputs, or both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Streams {
+    /// Standard output only
+    Stdout,
+    /// Standard error only
+    Stderr,
+    /// Both, each to the stream of the same name
+    Both,
+}
 
 #[derive(Args)]
 #[command(
@@ -74,15 +93,6 @@ pub(super) struct LogsArguments {
     /// Which output
     #[arg(short, long, value_enum, default_value = "both", hide_possible_values = false)]
     stream: Streams,
-}
-
-#[derive(Args)]
-pub(super) struct InspectArguments {
-    #[command(flatten)]
-    job: JobId,
-    /// Print one JSON document
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Args)]
@@ -221,14 +231,6 @@ pub(super) async fn logs(client: &Client, arguments: &LogsArguments) -> Result<E
             }
         }
     }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Tells all that is known of a job.
-pub(super) async fn inspect(client: &Client, arguments: &InspectArguments) -> Result<ExitCode> {
-    let job: Job = client.job(&find(client, &arguments.job.id).await?, None).await?;
-    let text = if arguments.json { serde_json::to_string_pretty(&job)? + "\n" } else { told(&job) };
-    io::stdout().write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 
