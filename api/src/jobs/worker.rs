@@ -142,10 +142,10 @@ impl Jobs {
             }
         };
         self.0.metrics.ended(kind);
-        tracing::debug!(job.id = %job.id(), ending = kind.as_str(), "a job ended");
         // Whoever looks for it now finds it in the database; whoever waits for it is told after that.
         self.present().remove(&job.id());
         job.end(now, conclusion);
+        tracing::info!(job.id = %job.id(), token = job.record.token, ending = kind.as_str(), "a job ended");
     }
 
     async fn store_conclusion(

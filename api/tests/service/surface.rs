@@ -70,3 +70,30 @@ async fn metrics_tell_how_jobs_ended() {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }
 }
+
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/api.md");
+
+#[test]
+fn every_code_of_a_problem_is_on_the_page_with_its_status() {
+    let page = std::fs::read_to_string(PAGE).expect("the page exists");
+    for kind in ampoule_api::problem::ALL {
+        let (code, status) = (format!("`{}`", kind.code), kind.status.as_str().to_owned());
+        let is_there =
+            page.lines().any(|line| line.starts_with("| ") && line.contains(&code) && line.contains(&status));
+        assert!(is_there, "docs/api.md does not list {code} with {status}");
+    }
+}
+
+#[tokio::test]
+async fn the_configuration_on_the_page_is_the_default_one() {
+    let page = std::fs::read_to_string(PAGE).expect("the page exists");
+    let shown = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a configuration");
+    let folder = tempfile::tempdir().expect("a folder");
+    let load = |text: &str| {
+        let file = folder.path().join("ampoule.toml");
+        std::fs::write(&file, text).expect("a file");
+        let flags = ampoule_api::config::Flags { config: Some(file), ..Default::default() };
+        format!("{:?}", ampoule_api::config::Config::load(&flags).expect("the configuration loads"))
+    };
+    assert_eq!(load(shown), load(""));
+}
