@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use ampoule_client::Client;
 use ampoule_client::types::{ArtifactsRequest, Ending, Job, JobRequest, JobState, LimitsRequest, Writable};
+use ampoule_client::{Client, ClientError};
 use anyhow::{Context as _, Result, anyhow};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -30,6 +30,11 @@ Examples:
 
 /// Most bytes of standard input that are read; the service's own limit may be lower.
 const STDIN_BYTES_MAX: u64 = 256 << 20;
+/// Bytes of each output stream that are kept for a slow follower: as many as a service allows unless it is told
+/// otherwise.
+const FOLLOWED_BYTES: u64 = 64 << 20;
+/// How a service names the bound of it.
+const KEPT_FIELD: &str = "limits.output_bytes";
 /// How long one request waits for the end of a job.
 const WAIT_TIME: Duration = Duration::from_secs(30);
 
@@ -118,6 +123,10 @@ struct LimitArguments {
     /// Output of both streams together before the job is stopped, as in 100m
     #[arg(long, value_name = "SIZE", value_parser = amount::size)]
     output: Option<u64>,
+    /// Output of each stream that the service keeps, half from its start and half from its end, as in 1m
+    /// [default: 64m when the output is shown here, so that nothing is lost on a slow terminal]
+    #[arg(long, value_name = "SIZE", value_parser = amount::size)]
+    keep: Option<u64>,
 }
 
 /// Runs a job and returns its exit code.
@@ -149,7 +158,7 @@ async fn run_for_output(
     arguments: &Arguments,
     interrupts: &mut Interrupts,
 ) -> Result<ExitCode> {
-    let id = client.submit(request, None).await?.id;
+    let id = submit_to_follow(client, request).await?.id;
     let mut follower = Follower::new(client, &id);
     let ending = loop {
         tokio::select! {
@@ -171,6 +180,22 @@ async fn run_for_output(
     }
     tell(&ending, &id)?;
     Ok(ExitCode::from(exit::code(&ending)))
+}
+
+/// Hands in a job whose output will be followed. The service keeps as much of it as it usually may, for a follower that
+/// is slower than the job; one that may keep less is asked for what it keeps by default.
+async fn submit_to_follow(client: &Client, request: &JobRequest) -> Result<Job, ClientError> {
+    if request.limits.output_bytes.is_some() {
+        return client.submit(request, None).await;
+    }
+    let mut patient = request.clone();
+    patient.limits.output_bytes = Some(FOLLOWED_BYTES);
+    match client.submit(&patient, None).await {
+        Err(error) if error.problem().is_some_and(|problem| problem.field.as_deref() == Some(KEPT_FIELD)) => {
+            client.submit(request, None).await
+        }
+        submitted => submitted,
+    }
 }
 
 async fn run_for_document(
@@ -250,7 +275,7 @@ fn request(arguments: &Arguments) -> Result<JobRequest> {
             open_files: limits.open_files,
             file_bytes: limits.file_size,
             output_total_bytes: limits.output,
-            output_bytes: None,
+            output_bytes: limits.keep,
         },
         writable: arguments.writable.clone(),
         artifacts,
