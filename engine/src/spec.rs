@@ -346,3 +346,85 @@ pub struct Exit {
     /// How its launch went.
     pub phases: Phases,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> SandboxSpec {
+        let layer = LayerId::parse(&format!("sha256:{}", "0".repeat(64))).expect("this is a digest");
+        let tmp = WritablePath { path: "/tmp".to_owned(), size_bytes: 1, inodes: 1 };
+        SandboxSpec {
+            id: "job".to_owned(),
+            frame: Frame {
+                layers: vec![layer],
+                writable: vec![tmp],
+                user: "0".to_owned(),
+                hostname: "ampoule".to_owned(),
+            },
+            command: Command {
+                argv: vec!["true".to_owned()],
+                env: vec![("A".to_owned(), "b=c".to_owned())],
+                cwd: "/".to_owned(),
+                artifacts: Artifacts::default(),
+            },
+            limits: Limits {
+                memory_bytes: MEMORY_BYTES_MIN,
+                cpu_milli: 1000,
+                pids: 2,
+                cpu_time_ms: 1,
+                wall_time_ms: 1,
+                open_files: 8,
+                file_bytes: 0,
+            },
+        }
+    }
+
+    fn check(field: &str, change: impl FnOnce(&mut SandboxSpec)) {
+        let mut spec = spec();
+        spec.check().expect("the spec is fine as it is");
+        change(&mut spec);
+        assert_eq!(spec.check().expect_err("the change breaks a rule").field, field);
+    }
+
+    #[test]
+    fn a_spec_that_breaks_a_rule_names_the_field() {
+        check("frame.layers", |spec| spec.frame.layers.clear());
+        check("frame.layers", |spec| spec.frame.layers = vec![spec.frame.layers[0].clone(); LAYERS_MAX + 1]);
+        check("writable.path", |spec| spec.frame.writable[0].path = "/proc/x".to_owned());
+        check("writable.path", |spec| spec.frame.writable[0].path = "/".to_owned());
+        check("writable.path", |spec| spec.frame.writable[0].path = "/a/../proc".to_owned());
+        check("writable.path", |spec| spec.frame.writable.push(spec.frame.writable[0].clone()));
+        check("writable", |spec| spec.frame.writable[0].size_bytes = 0);
+        check("hostname", |spec| spec.frame.hostname = String::new());
+        check("user", |spec| spec.frame.user = "a\0b".to_owned());
+        check("argv", |spec| spec.command.argv.clear());
+        check("argv", |spec| spec.command.argv.push("x".repeat(COMMAND_BYTES_MAX)));
+        check("env", |spec| spec.command.env.push(("A=B".to_owned(), String::new())));
+        check("cwd", |spec| spec.command.cwd = "work".to_owned());
+        check("artifacts", |spec| spec.command.artifacts.globs.push("*.xml".to_owned()));
+        check("limits.memory_bytes", |spec| spec.limits.memory_bytes -= 1);
+        check("limits.cpus", |spec| spec.limits.cpu_milli = 0);
+        check("limits.pids", |spec| spec.limits.pids = 1);
+        check("limits.wall_time_ms", |spec| spec.limits.wall_time_ms = 0);
+        check("limits.open_files", |spec| spec.limits.open_files = 0);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_layer_is_named_by_nothing_but_a_digest(text in "\\PC{0,80}") {
+            if let Ok(layer) = LayerId::parse(&text) {
+                proptest::prop_assert_eq!(layer.hex().len(), 64);
+                proptest::prop_assert!(!layer.hex().contains(['/', '.']));
+            }
+        }
+
+        #[test]
+        fn a_path_that_is_taken_leads_nowhere_else(path in "[/a.]{0,12}") {
+            if check_path("cwd", &path).is_ok() {
+                proptest::prop_assert!(path.starts_with('/'));
+                proptest::prop_assert!(!path.split('/').any(|part| part == ".."));
+            }
+        }
+    }
+}

@@ -213,3 +213,47 @@ pub(crate) fn receive<M: DeserializeOwned>(
 pub(crate) fn message_buffer() -> Vec<u8> {
     vec![0; MESSAGE_BYTES_MAX]
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    #[test]
+    fn a_message_arrives_whole_with_its_descriptors() {
+        let (ours, theirs) = pair().expect("sockets can be made");
+        let (mut reader, writer) = std::io::pipe().expect("pipes can be made");
+        let layer = LayerId::parse(&"a".repeat(64)).expect("this is a digest");
+        send(&ours, &Request::Remove { token: 7, layer: layer.clone() }, &[writer.as_fd()]).expect("there is room");
+        drop(writer);
+        let received = receive::<Request>(&theirs, &mut message_buffer()).expect("a message is there");
+        let (request, mut descriptors) = received.expect("the conversation goes on");
+        assert!(matches!(request, Request::Remove { token: 7, layer: it } if it == layer));
+        let descriptor = descriptors.pop().expect("a descriptor came along");
+        File::from(descriptor).write_all(b"through").expect("the pipe is open");
+        let mut text = String::new();
+        reader.read_to_string(&mut text).expect("the pipe is open");
+        assert_eq!(text, "through");
+    }
+
+    #[test]
+    fn the_largest_command_fits_into_a_message_and_a_larger_one_is_refused() {
+        let (ours, theirs) = pair().expect("sockets can be made");
+        let longest = "x".repeat(crate::spec::COMMAND_BYTES_MAX);
+        send(&ours, &InitReply::Failed { reason: longest.clone(), retryable: true }, &[]).expect("there is room");
+        let received = receive::<InitReply>(&theirs, &mut message_buffer()).expect("a message is there");
+        assert!(matches!(received, Some((InitReply::Failed { reason, .. }, _)) if reason == longest));
+        let endless = "x".repeat(MESSAGE_BYTES_MAX);
+        let refused = send(&ours, &InitReply::Failed { reason: endless, retryable: true }, &[]);
+        assert_eq!(refused.expect_err("it is too long").kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn a_conversation_ends_when_the_other_end_is_closed() {
+        let (ours, theirs) = pair().expect("sockets can be made");
+        drop(ours);
+        assert!(receive::<InitReply>(&theirs, &mut message_buffer()).expect("the end is no error").is_none());
+    }
+}

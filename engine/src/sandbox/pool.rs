@@ -72,19 +72,14 @@ mod tests {
         Frame { layers: Vec::new(), writable: Vec::new(), user: "0".to_owned(), hostname: hostname.to_owned() }
     }
 
+    fn limits() -> Limits {
+        Limits { memory_bytes: 1, cpu_milli: 1, pids: 1, cpu_time_ms: 1, wall_time_ms: 1, open_files: 1, file_bytes: 1 }
+    }
+
     fn check(asked: &[&str], sandboxes: usize, expected: &[(&str, usize)]) {
-        let limits = Limits {
-            memory_bytes: 1,
-            cpu_milli: 1,
-            pids: 1,
-            cpu_time_ms: 1,
-            wall_time_ms: 1,
-            open_files: 1,
-            file_bytes: 1,
-        };
         let mut demand = Demand::new(sandboxes);
         for name in asked {
-            demand.note(&frame(name), &limits);
+            demand.note(&frame(name), &limits());
         }
         let plan: Vec<_> = demand.plan().map(|(hot, share)| (hot.frame.hostname.as_str(), share)).collect();
         assert_eq!(plan, expected);
@@ -99,5 +94,19 @@ mod tests {
         check(&["a", "b", "c", "d", "e"], 8, &[("e", 4), ("d", 2), ("c", 1), ("b", 1)]);
         check(&["a", "b"], 1, &[("b", 1), ("a", 0)]);
         check(&["a"], 0, &[("a", 0)]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_history_plans_more_than_there_may_be(asked in "[a-h]{0,40}", sandboxes in 0_usize..200) {
+            let mut demand = Demand::new(sandboxes);
+            for name in asked.split("").filter(|name| !name.is_empty()) {
+                demand.note(&frame(name), &limits());
+            }
+            let planned: usize = demand.plan().map(|(_, share)| share).sum();
+            let expected = if asked.is_empty() { 0 } else { sandboxes };
+            proptest::prop_assert_eq!(planned, expected);
+            proptest::prop_assert!(demand.plan().count() <= HOT_FRAMES_MAX);
+        }
     }
 }
