@@ -152,3 +152,52 @@ fn start_clock(engine: EngineWeak, gate: Arc<Gate>) -> wasmtime::Result<()> {
     })?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use wasmtime::{Instance, Module, Store, Trap};
+
+    use super::*;
+
+    /// Longest time until an idle clock has to be asleep: many times what it takes.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    fn spin(room: &Room) -> Option<Trap> {
+        let _place = room.enter();
+        let wasm = wat::parse_str("(module (func (export \"spin\") (loop $again (br $again))))").expect("it is text");
+        let module = Module::new(&room.engine, wasm).expect("it is a module");
+        let mut store = Store::new(&room.engine, ());
+        store.set_fuel(u64::MAX).expect("fuel is counted");
+        store.set_epoch_deadline(ticks(50));
+        let instance = Instance::new(&mut store, &module, &[]).expect("it needs nothing");
+        let spin = instance.get_typed_func::<(), ()>(&mut store, "spin").expect("it exports the loop");
+        spin.call(&mut store, ()).expect_err("the loop has no end").downcast_ref::<Trap>().copied()
+    }
+
+    #[test]
+    fn a_clock_that_fell_asleep_wakes_for_the_next_call() {
+        let room = Room::open().expect("an engine");
+        assert_eq!(spin(&room), Some(Trap::Interrupt));
+        let start = Instant::now();
+        while !room.gate.lock().is_clock_asleep {
+            assert!(start.elapsed() < PATIENCE, "the clock does not sleep");
+            std::thread::yield_now();
+        }
+        assert_eq!(spin(&room), Some(Trap::Interrupt));
+    }
+
+    #[test]
+    fn the_clock_ends_with_its_engine() {
+        let room = Room::open().expect("an engine");
+        let engine = room.engine.weak();
+        let gate = Arc::downgrade(&room.gate);
+        drop(room);
+        let start = Instant::now();
+        while engine.upgrade().is_some() || gate.strong_count() > 0 {
+            assert!(start.elapsed() < PATIENCE, "the clock outlives its engine");
+            std::thread::yield_now();
+        }
+    }
+}
