@@ -14,6 +14,7 @@ use rusqlite::params;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use crate::jobs::job::now;
 use crate::problem::{FORBIDDEN, NO_TOKEN, Refused, TOKEN_EXISTS};
 use crate::request::{Caller, JsonBody};
 use crate::state::{State as Database, StateError};
@@ -78,7 +79,7 @@ impl Tokens {
     async fn create(&self, request: TokenRequest) -> Result<TokenCreated, Refused> {
         check_name(&request.name)?;
         let (secret, sha256) = new_secret()?;
-        let token = Token { name: request.name, created: Timestamp::now(), expires: request.expires };
+        let token = Token { name: request.name, created: now(), expires: request.expires };
         let row = token.clone();
         let inserted = self.database.write_durable(move |transaction| {
             transaction.execute(

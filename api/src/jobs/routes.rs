@@ -72,10 +72,11 @@ pub async fn create(
     let time = query.time()?;
     take_key(&mut request, &headers)?;
     let job = desk.submit(request, &body, &caller, time.is_some()).await?;
-    if let Some(time) = time {
-        wait(&job, time).await;
-    }
-    Ok(answer(&job))
+    let has_ended = match time {
+        Some(time) => wait(&job, time).await,
+        None => false,
+    };
+    Ok(answer(&job, if has_ended { StatusCode::OK } else { StatusCode::ACCEPTED }))
 }
 
 fn take_key(request: &mut JobRequest, headers: &HeaderMap) -> Result<(), Refused> {
@@ -89,9 +90,8 @@ fn take_key(request: &mut JobRequest, headers: &HeaderMap) -> Result<(), Refused
     Ok(())
 }
 
-fn answer(job: &Job) -> Response {
+fn answer(job: &Job, status: StatusCode) -> Response {
     let document = document::job(job);
-    let status = if document.state == JobState::Ended { StatusCode::OK } else { StatusCode::ACCEPTED };
     let place = HeaderValue::from_str(&format!("/v1/jobs/{}", document.id));
     let mut response = (status, Json(document)).into_response();
     if let Ok(place) = place {

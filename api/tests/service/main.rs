@@ -2,6 +2,7 @@
 
 mod events;
 mod jobs;
+mod policies;
 mod problems;
 mod recovery;
 mod stage;

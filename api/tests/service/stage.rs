@@ -120,6 +120,29 @@ impl Service {
 
     /// A service on a folder that may have been used before.
     pub(crate) async fn open(folder: Arc<TempDir>, settings: &str, scenes: impl IntoIterator<Item = Scene>) -> Service {
+        Service::open_with(folder, settings, scenes, Policies::empty()).await
+    }
+
+    /// A service that asks one policy, which always gives this answer.
+    pub(crate) async fn with_policy(answer: &str) -> Service {
+        let folder = Arc::new(tempfile::tempdir().expect("a folder"));
+        let wasm = wat::parse_str(policy(answer)).expect("a module");
+        std::fs::write(folder.path().join("policy.wasm"), wasm).expect("a file");
+        let binding = folder.path().join("policies.toml");
+        let text = "[[policy]]\nname = \"house-rules\"\nfile = \"policy.wasm\"\nhooks = [\"admission\"]\n";
+        std::fs::write(&binding, text).expect("a file");
+        let policies = Policies::load(&binding, &folder.path().join("cache")).expect("the policy is bound");
+        let service = Service::open_with(folder, "concurrency = 1\n", [prints("ran")], policies).await;
+        service.import_image().await;
+        service
+    }
+
+    async fn open_with(
+        folder: Arc<TempDir>,
+        settings: &str,
+        scenes: impl IntoIterator<Item = Scene>,
+        policies: Policies,
+    ) -> Service {
         let file = folder.path().join("ampoule.toml");
         std::fs::write(&file, settings).expect("a file");
         let state = folder.path().join("state");
@@ -129,7 +152,7 @@ impl Service {
         let runtime = Arc::new(Stage(Scripted::new(scenes)));
         let database = State::open(&config.state).expect("a database");
         let draining = Arc::new(AtomicBool::new(false));
-        let app = App::open(&config, &database, runtime.clone(), Arc::new(Policies::empty()), draining).await;
+        let app = App::open(&config, &database, runtime.clone(), Arc::new(policies), draining).await;
         let app = app.expect("opens");
         app.desk.jobs.dispatch();
         let (unix, tcp) = (router(app.clone(), Entrance::Unix), router(app.clone(), Entrance::Tcp));
@@ -223,6 +246,21 @@ pub(crate) fn order(fields: Value) -> Value {
     let (Some(order_fields), Some(fields)) = (order.as_object_mut(), fields.as_object()) else { return order };
     order_fields.extend(fields.clone());
     order
+}
+
+/// A policy that writes this JSON whatever it is asked.
+fn policy(answer: &str) -> String {
+    let (escaped, length) = (answer.bytes().map(|byte| format!("\\{byte:02x}")).collect::<String>(), answer.len());
+    format!(
+        r#"(module
+            (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+            (memory (export "memory") 1)
+            (data (i32.const 1024) "{escaped}")
+            (func (export "_start")
+                (i32.store (i32.const 0) (i32.const 1024))
+                (i32.store (i32.const 4) (i32.const {length}))
+                (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))))"#
+    )
 }
 
 /// A root file system with one file.
