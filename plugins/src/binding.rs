@@ -70,12 +70,12 @@ pub(crate) struct Binding {
     pub(crate) mode: Mode,
     pub(crate) on_failure: OnFailure,
     pub(crate) limits: Limits,
-    /// A JSON object.
-    pub(crate) settings: String,
+    /// A JSON object; `None` where a policy is looked at by itself and its settings are not known.
+    pub(crate) settings: Option<String>,
 }
 
 impl Binding {
-    /// Binds a file by itself, under its own name and with no settings.
+    /// Binds a file by itself, under its own name, its settings left open.
     pub(crate) fn of_file(file: &Path, hooks: Option<Vec<Hook>>) -> Binding {
         Binding {
             name: file.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
@@ -84,7 +84,7 @@ impl Binding {
             mode: Mode::default(),
             on_failure: OnFailure::default(),
             limits: Limits::default(),
-            settings: "{}".to_owned(),
+            settings: None,
         }
     }
 }
@@ -187,7 +187,7 @@ impl WrittenPolicy {
             mode: self.mode,
             on_failure: self.on_failure,
             limits: self.limits,
-            settings,
+            settings: Some(settings),
         })
     }
 }
@@ -255,7 +255,7 @@ mod tests {
                 mode: Mode::Enforce,
                 on_failure: OnFailure::Deny,
                 limits: Limits::default(),
-                settings: "{}".into(),
+                settings: Some("{}".into()),
             }]
         );
     }

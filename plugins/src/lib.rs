@@ -111,8 +111,8 @@ impl Policies {
     }
 }
 
-/// Loads one policy file with no settings, as component or as command, and says what it would be bound as. A
-/// `policies.toml` is checked by [`Policies::load`].
+/// Loads one policy file, as component or as command, tries its hooks and says what it would be bound as. Its settings
+/// are not asked for; a whole `policies.toml` is checked by [`Policies::load`].
 ///
 /// # Errors
 /// Why it could not be bound.

@@ -24,6 +24,8 @@ const WASM_BYTES_MAX: u64 = 128 << 20;
 /// Where a file says whether it is a core module (1) or a component (13, with the layer in the upper half).
 const VERSION_BYTES: std::ops::Range<usize> = 4..8;
 const CORE_MODULE: [u8; 4] = [1, 0, 0, 0];
+/// What a policy gets that has nothing set.
+const NO_SETTINGS: &str = "{}";
 
 /// A policy, bound and tried.
 pub(crate) struct Policy {
@@ -142,6 +144,7 @@ impl<'a> Binder<'a> {
             tried.map_err(|failure| PolicyError::Trial(failure.describe()))?;
             (Guest::Component(guest), hooks)
         };
+        let has_settings = binding.settings.is_some();
         let policy = Policy {
             name,
             digest,
@@ -149,11 +152,13 @@ impl<'a> Binder<'a> {
             on_failure: binding.on_failure,
             hooks,
             limits: binding.limits,
-            settings: binding.settings,
+            settings: binding.settings.unwrap_or_else(|| NO_SETTINGS.to_owned()),
             source: binding.file,
             guest,
         };
-        policy.validate(self.room)?;
+        if has_settings {
+            policy.validate(self.room)?;
+        }
         Ok(policy)
     }
 

@@ -94,6 +94,8 @@ fn the_list_says_what_is_bound_and_how() {
 #[test]
 fn a_policy_file_can_be_checked_by_itself() {
     let service = Service::new();
+    let summary = check(&built("job-baseline/job-baseline.wasm"), &service.cache()).expect("it could be bound");
+    assert_eq!((summary.name.as_str(), summary.hooks.len()), ("job-baseline", 2));
     service.add_wat("stub.wasm", &stub("2.0.0", ""));
     let error = check(&service.folder.path().join("stub.wasm"), &service.cache()).expect_err("it is of another major");
     assert!(error.to_string().contains("policy `stub`"), "{error}");
