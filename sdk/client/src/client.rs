@@ -2,6 +2,7 @@
 //! kept for the next request. It retries nothing by itself; whoever calls knows what may be done twice.
 
 use std::collections::VecDeque;
+use std::error::Error as _;
 use std::fmt::Write as _;
 use std::io;
 use std::path::Path;
@@ -95,6 +96,9 @@ pub enum ClientError {
     /// The stream of events cannot be read on.
     #[error(transparent)]
     Events(#[from] SseError),
+    /// What was to be uploaded could not be read to its end; the sentence is its reader's own.
+    #[error("{0}")]
+    Content(String),
     /// A value that cannot stand in a request: a token with a line feed, for instance.
     #[error("{0} cannot be sent in a request")]
     Unsendable(&'static str),
@@ -346,7 +350,8 @@ impl Client {
     async fn exchange(&self, call: Call, body: Body, length: Option<u64>) -> Result<Bytes, ClientError> {
         let (name, after) = (call.name(), call.answer_time);
         let exchanged = timeout(after, async {
-            let (response, sender) = self.pool.send(self.request(call, body, length)?).await?;
+            let request = self.request(call, body, length)?;
+            let (response, sender) = self.pool.send(request).await.map_err(told_by_content)?;
             let (head, body) = response.into_parts();
             let bytes = collected(body, &name).await?;
             self.pool.give_back(sender);
@@ -489,6 +494,17 @@ impl Call {
     /// Method and path, for messages; without the query, which may be long.
     fn name(&self) -> String {
         format!("{} {}", self.method, self.path.split('?').next().unwrap_or_default())
+    }
+}
+
+/// Tells a body that could not be read from a connection that broke; hyper puts the reader's error below its own.
+fn told_by_content(error: ConnectionError) -> ClientError {
+    match &error {
+        ConnectionError::Broken(broken) if broken.is_user() => match broken.source() {
+            Some(reader) => ClientError::Content(reader.to_string()),
+            None => error.into(),
+        },
+        _ => error.into(),
     }
 }
 

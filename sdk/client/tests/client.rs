@@ -3,8 +3,10 @@
 
 use std::convert::Infallible;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use ampoule_client::client::{ConnectionError, Content, JobQuery};
@@ -92,8 +94,8 @@ async fn serve(stream: UnixStream, answer: Arc<impl Fn(Seen) -> Answer + Send + 
         async move {
             let (head, body) = request.into_parts();
             let line = format!("{} {}", head.method, head.uri);
-            let body = body.collect().await.expect("a body").to_bytes();
-            Ok::<_, Infallible>(answer(Seen { line, headers: head.headers, body }))
+            let body = body.collect().await?.to_bytes();
+            Ok::<_, hyper::Error>(answer(Seen { line, headers: head.headers, body }))
         }
     });
     let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
@@ -223,6 +225,30 @@ async fn an_upload_arrives_as_it_was_read() {
     let reader = Box::new(std::io::Cursor::new(content));
     let upload = server.client().upload(Content::Reader { reader, length: Some(300_000) }).await.expect("an upload");
     assert_eq!(upload.size_bytes, 300_000);
+}
+
+/// Gives a few bytes, and then an error.
+struct Broken(bool);
+
+impl tokio::io::AsyncRead for Broken {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buffer: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        if std::mem::replace(&mut self.0, true) {
+            return Poll::Ready(Err(std::io::Error::other("the disk is gone")));
+        }
+        buffer.put_slice(b"some");
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_cannot_be_read_is_broken_off_and_says_why() {
+    let server = Server::start(|_| json(200, r#"{"id":"sha256:00","size_bytes":4}"#));
+    let upload = server.client().upload(Content::Reader { reader: Box::new(Broken(false)), length: None }).await;
+    assert!(matches!(&upload, Err(ClientError::Content(why)) if why == "the disk is gone"), "{upload:?}");
 }
 
 #[tokio::test]
