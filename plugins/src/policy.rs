@@ -21,6 +21,8 @@ use crate::{command, component, host};
 
 /// Largest policy file, in bytes; the largest interpreter that was measured takes 18 MB.
 const WASM_BYTES_MAX: u64 = 128 << 20;
+/// How every WebAssembly begins.
+const MAGIC: &[u8] = b"\0asm";
 /// Where a file says whether it is a core module (1) or a component (13, with the layer in the upper half).
 const VERSION_BYTES: std::ops::Range<usize> = 4..8;
 const CORE_MODULE: [u8; 4] = [1, 0, 0, 0];
@@ -251,6 +253,9 @@ fn read(file: &Path) -> Result<Vec<u8>, PolicyError> {
     File::open(file).and_then(|opened| opened.take(WASM_BYTES_MAX + 1).read_to_end(&mut wasm)).map_err(failed)?;
     if wasm.len() as u64 > WASM_BYTES_MAX {
         return Err(PolicyError::TooLarge { file: file.to_owned() });
+    }
+    if !wasm.starts_with(MAGIC) {
+        return Err(PolicyError::NotAPolicy { file: file.to_owned(), problem: "it is no WebAssembly".to_owned() });
     }
     Ok(wasm)
 }

@@ -66,7 +66,7 @@ fn what_is_no_policy_at_all_is_refused() {
     let service = Service::new();
     std::fs::write(service.folder.path().join("p.wasm"), "hello").expect("a file can be written");
     let bindings = "[[policy]]\nname = \"p\"\nfile = \"p.wasm\"\n";
-    assert!(failure(service.load(bindings)).contains("is not a policy"));
+    assert!(failure(service.load(bindings)).contains("is not a policy: it is no WebAssembly"));
     assert!(failure(service.load(&bindings.replace("p.wasm", "q.wasm"))).contains("cannot read"));
     assert!(refused("(module)", "").contains("neither a command nor a component"));
     assert!(refused("(component)", "").contains("it exports: nothing"));
