@@ -36,6 +36,7 @@ fn told(error: &Error) -> String {
         if lines.last().is_none_or(|last: &String| !last.ends_with(&format!(": {message}"))) {
             lines.push(format!("{word}: {message}"));
         }
+        lines.extend(refused_by(cause));
         hints.extend((!hint.is_empty()).then(|| hint.to_owned()));
         hints.extend(hint_for(cause));
     }
@@ -43,6 +44,15 @@ fn told(error: &Error) -> String {
     let mut text = lines.join("\n");
     text.push('\n');
     text
+}
+
+/// Which policy it was, when one refused; its decision is with the job.
+fn refused_by(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let Some(ClientError::Refused { problem, .. }) = cause.downcast_ref::<ClientError>() else { return None };
+    let policy = problem.policy.as_ref()?;
+    let code = problem.policy_code.as_ref().map_or(String::new(), |code| format!(" ({code})"));
+    let job = problem.job_id.as_ref().map_or(String::new(), |id| format!(", see `ampoule inspect {id}`"));
+    Some(format!("  refused by: policy {policy}{code}{job}"))
 }
 
 /// A hint for causes that do not know that they are told on a command line.
@@ -92,9 +102,8 @@ mod tests {
         assert!(told(&connect(io::ErrorKind::PermissionDenied)).contains("ls -l /run/a.sock"));
     }
 
-    #[test]
-    fn a_refusal_is_told_in_the_words_of_the_service() {
-        let problem = Problem {
+    fn problem(policy: Option<&str>) -> Problem {
+        Problem {
             kind: "urn:ampoule:problem:image-not-found".to_owned(),
             title: "Image not found".to_owned(),
             status: 404,
@@ -102,13 +111,26 @@ mod tests {
             detail: "there is no image `foo`".to_owned(),
             hint: Some("see `ampoule image ls`".to_owned()),
             field: None,
-            policy: None,
-            policy_code: None,
-            job_id: None,
+            policy: policy.map(str::to_owned),
+            policy_code: policy.map(|_| "image-unknown".to_owned()),
+            job_id: policy.map(|_| "j1".to_owned()),
             request_id: None,
-        };
-        let error = Error::from(ClientError::Refused { problem: Box::new(problem), retry_after: None });
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_told_in_the_words_of_the_service() {
+        let error = Error::from(ClientError::Refused { problem: Box::new(problem(None)), retry_after: None });
         assert_eq!(told(&error), "error: there is no image `foo`\nhint: see `ampoule image ls`\n");
+    }
+
+    #[test]
+    fn a_policy_that_refused_is_named() {
+        let error =
+            Error::from(ClientError::Refused { problem: Box::new(problem(Some("baseline"))), retry_after: None });
+        let expected = "error: there is no image `foo`\n  refused by: policy baseline (image-unknown), \
+                        see `ampoule inspect j1`\nhint: see `ampoule image ls`\n";
+        assert_eq!(told(&error), expected);
     }
 
     #[test]

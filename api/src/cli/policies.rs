@@ -1,10 +1,11 @@
 //! `ampoule policy`: which policies are asked, and whether a file can be one.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use ampoule_client::Client;
+use ampoule_plugins::{Policies, PolicySummary};
 use anyhow::{Context as _, Result, anyhow};
 use clap::{Args, Subcommand};
 
@@ -18,14 +19,16 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Load a policy file here, without the service, and say what it is or why it cannot be bound
-    #[command(after_help = "Example:\n  ampoule policy check job-baseline.wasm")]
+    /// Load policies here, without the service, and say what they answer or why they cannot be bound
+    #[command(
+        after_help = "Examples:\n  ampoule policy check policies/policies.toml\n  ampoule policy check no-root.wasm"
+    )]
     Check(CheckArguments),
 }
 
 #[derive(Args)]
 pub(super) struct CheckArguments {
-    /// WebAssembly component, or WASI command
+    /// WebAssembly component, WASI command, or a policies.toml with settings
     file: PathBuf,
     /// Print one JSON document
     #[arg(long)]
@@ -48,18 +51,29 @@ pub(super) async fn list(client: &Client, json: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Loads a policy in this process and tells what it answers.
+/// Loads policies in this process and tells what they answer.
 pub(super) fn check(arguments: &CheckArguments) -> Result<ExitCode> {
-    let file = &arguments.file;
-    let cache = Cache::make()?;
-    let policy = ampoule_plugins::check(file, &cache.0)
-        .with_context(|| format!("{} cannot be bound as a policy", file.display()))?;
+    let policies = load(&arguments.file)?;
     if arguments.json {
-        writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&policy)?)?;
-    } else {
-        writeln!(io::stdout(), "{}: answers {} ({})", file.display(), policy.hooks.join(", "), policy.digest)?;
+        writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&policies)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for policy in policies {
+        writeln!(io::stdout(), "{}: answers {} ({})", policy.name, policy.hooks.join(", "), policy.digest)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// One policy of a WebAssembly file, or all that a `policies.toml` binds.
+fn load(file: &Path) -> Result<Vec<PolicySummary>> {
+    let cache = Cache::make()?;
+    if file.extension().is_some_and(|extension| extension == "toml") {
+        let policies = Policies::load(file, &cache.0).context("the policies cannot be bound")?;
+        return Ok(policies.list());
+    }
+    let policy = ampoule_plugins::check(file, &cache.0)
+        .with_context(|| format!("{} cannot be bound as a policy", file.display()))?;
+    Ok(vec![policy])
 }
 
 /// A folder for compiled code that nobody else can write to, gone afterwards.
