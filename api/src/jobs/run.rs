@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ampoule_client::types::{Artifact, Ending, EndingKind, Figures, Phases, Stream};
-use ampoule_engine::sandbox::{Input, Running, Runtime};
+use ampoule_engine::sandbox::{Input, Running, Runtime, RuntimeError};
 use ampoule_engine::spec::{self, Artifacts, Exit, SandboxSpec, StopReason};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
@@ -38,6 +38,8 @@ pub struct Ran {
     pub phases: Option<Phases>,
     /// The files that were kept.
     pub artifacts: Vec<Artifact>,
+    /// Whether the runtime is gone: no other run can go better.
+    pub is_runtime_gone: bool,
 }
 
 /// Runs a job once. What it writes goes into the job's book while it runs.
@@ -49,15 +51,16 @@ pub async fn run(runtime: &dyn Runtime, job: &Job, sandbox: SandboxSpec, input: 
         Ok(running) => follow(job, running, wall, wanted, folder).await,
         Err(error) => {
             // A runtime that is gone may be back after a restart; a spec that it refuses stays refused.
-            let retryable = !matches!(error, ampoule_engine::sandbox::RuntimeError::Spec(_));
-            unstarted(failed_ending(retryable, chain(&error)))
+            let retryable = !matches!(error, RuntimeError::Spec(_));
+            let is_runtime_gone = matches!(error, RuntimeError::Gone);
+            Ran { is_runtime_gone, ..unstarted(failed_ending(retryable, chain(&error))) }
         }
     }
 }
 
 /// A run that never started.
 pub fn unstarted(ending: Ending) -> Ran {
-    Ran { ending, figures: None, phases: None, artifacts: Vec::new() }
+    Ran { ending, figures: None, phases: None, artifacts: Vec::new(), is_runtime_gone: false }
 }
 
 async fn follow(job: &Job, running: Running, wall: Duration, wanted: Artifacts, folder: &Path) -> Ran {
@@ -151,34 +154,49 @@ async fn receive(pipe: Option<pipe::Receiver>, wanted: Artifacts, folder: PathBu
     }
 }
 
-/// Waits for the exit, and asks for it where the service has to. `None` when the runtime is gone or does not answer.
+/// Why there is no exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NoExit {
+    Gone,
+    Late,
+}
+
+/// Waits for the exit, and asks for it where the service has to.
 async fn wait(
     job: &Job,
     mut exit: oneshot::Receiver<Exit>,
     stop: &(dyn Fn(StopReason) + Send + Sync),
     wall: Duration,
     over: &Notify,
-) -> Option<Exit> {
+) -> Result<Exit, NoExit> {
     let reason = tokio::select! {
         biased;
-        exit = &mut exit => return exit.ok(),
+        exit = &mut exit => return exit.map_err(|_| NoExit::Gone),
         () = job.stop.cancelled() => StopReason::Cancelled,
         () = over.notified() => StopReason::OutputLimit,
         () = tokio::time::sleep(wall) => StopReason::WallLimit,
     };
     stop(reason);
-    tokio::time::timeout(END_MAX, exit).await.ok()?.ok()
+    match tokio::time::timeout(END_MAX, exit).await {
+        Ok(exit) => exit.map_err(|_| NoExit::Gone),
+        Err(_) => Err(NoExit::Late),
+    }
 }
 
-fn conclude(exit: Option<Exit>, drain: Duration, rest: Option<Rest>, is_over: bool) -> Ran {
-    let Some(exit) = exit else {
-        return unstarted(failed_ending(true, "the launcher is gone, or the sandbox did not end when it was told to"));
+fn conclude(exit: Result<Exit, NoExit>, drain: Duration, rest: Option<Rest>, is_over: bool) -> Ran {
+    let exit = match exit {
+        Ok(exit) => exit,
+        Err(NoExit::Late) => return unstarted(failed_ending(true, "the sandbox did not end when it was told to")),
+        Err(NoExit::Gone) => {
+            let ending = failed_ending(true, "the launcher ended while the job ran");
+            return Ran { is_runtime_gone: true, ..unstarted(ending) };
+        }
     };
     let phases = Some(phases(&exit.phases, drain));
     let figures = Some(figures(&exit.figures));
     let Some(((stdout, stderr), (artifacts, problem))) = rest else {
         let ending = failed_ending(true, "the output did not end with the sandbox");
-        return Ran { ending, figures, phases, artifacts: Vec::new() };
+        return Ran { figures, phases, ..unstarted(ending) };
     };
     let ending = match stdout.and(stderr) {
         Err(error) => failed_ending(true, format!("the output could not be read: {error}")),
@@ -188,7 +206,7 @@ fn conclude(exit: Option<Exit>, drain: Duration, rest: Option<Rest>, is_over: bo
         }
         Ok(()) => ending(exit.ending, exit.detail),
     };
-    Ran { ending: with_detail(ending, problem), figures, phases, artifacts }
+    Ran { figures, phases, artifacts, ..unstarted(with_detail(ending, problem)) }
 }
 
 fn with_detail(mut ending: Ending, more: Option<String>) -> Ending {

@@ -50,6 +50,10 @@ impl Jobs {
         };
         let time = slot.started.elapsed();
         self.0.metrics.ran(time, ran.phases.as_ref());
+        if ran.is_runtime_gone {
+            // Whoever watches the runtime stops the service; until then no other job is to be lost the same way.
+            self.close();
+        }
         let ran = self.judge(&job, ran);
         if ran.ending.retryable && attempt <= job.record.retries {
             self.try_again(&job, slot).await;
