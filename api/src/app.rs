@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use ampoule_engine::sandbox::Runtime;
+use ampoule_engine::runtime::Runtime;
 use ampoule_plugins::Policies;
 use axum::extract::FromRef;
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use ampoule_client::types::{self, ImageList, ImageRemoved, Problem};
 use ampoule_engine::image::reference::Reference;
 use ampoule_engine::image::store::{HeldImage, ImageSummary, ImportError, RemoveError, ResolveError, Store};
-use ampoule_engine::sandbox::{Runtime, RuntimeError};
+use ampoule_engine::runtime::{Runtime, RuntimeError};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path as PathOf, State};

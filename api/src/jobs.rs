@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ampoule_client::types::{EndingKind, JobState};
 use ampoule_engine::image::store::HeldImage;
-use ampoule_engine::sandbox::Runtime;
+use ampoule_engine::runtime::Runtime;
 use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
@@ -42,9 +42,10 @@ pub mod worker;
 
 /// How often deadlines are looked at.
 const DEADLINE_PERIOD: Duration = Duration::from_millis(100);
-/// How often outdated jobs are removed, and how many at once.
+/// How often outdated jobs are removed, how many at once, and how often in a row.
 const RETENTION_PERIOD: Duration = Duration::from_secs(60);
-const OUTDATED_MAX: u32 = 1000;
+const OUTDATED_MAX: u32 = 500;
+const OUTDATED_ROUNDS_MAX: u32 = 1000;
 /// Longest time that a full queue tells its clients to stay away, in seconds.
 const RETRY_AFTER_MAX_S: u64 = 60;
 
@@ -301,7 +302,10 @@ impl Jobs {
                 Refused::new(NOT_ENDED, format!("job {} is {}", job.id(), job.status.borrow().state.as_str()));
             return Err(refused.hint("cancel it first"));
         }
-        if self.store().remove(job.id()).await? { Ok(()) } else { Err(no_job(&job.id().to_string())) }
+        match self.store().remove(vec![job.id()]).await? {
+            0 => Err(no_job(&job.id().to_string())),
+            _ => Ok(()),
+        }
     }
 
     /// How many jobs wait and run.
@@ -370,13 +374,21 @@ impl Jobs {
         }
     }
 
-    async fn remove_outdated(&self, before: Timestamp, kept: u64) -> Result<(), StateError> {
-        let outdated = self.store().outdated(before, kept, OUTDATED_MAX).await?;
-        for id in &outdated {
-            self.store().remove(*id).await?;
+    /// Removes jobs that ended before `before`, and the oldest beyond `kept` in number.
+    ///
+    /// # Errors
+    /// The database refused.
+    pub async fn remove_outdated(&self, before: Timestamp, kept: u64) -> Result<(), StateError> {
+        let mut removed = 0;
+        for _ in 0..OUTDATED_ROUNDS_MAX {
+            let outdated = self.store().outdated(before, kept, OUTDATED_MAX).await?;
+            if outdated.is_empty() {
+                break;
+            }
+            removed += self.store().remove(outdated).await?;
         }
-        if !outdated.is_empty() {
-            tracing::info!(jobs = outdated.len(), "removed outdated jobs");
+        if removed > 0 {
+            tracing::info!(jobs = removed, "removed outdated jobs");
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ampoule_client::types::{Decision, EndingKind, Phases};
-use ampoule_engine::sandbox::Census;
+use ampoule_engine::runtime::Census;
 use prometheus::core::Collector;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ampoule_client::types::{Health, Version};
-use ampoule_engine::sandbox::Runtime;
+use ampoule_engine::runtime::Runtime;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};

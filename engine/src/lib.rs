@@ -3,6 +3,7 @@
 pub mod image;
 pub mod isolation;
 pub mod probe;
+pub mod runtime;
 pub mod sandbox;
 pub mod spec;
 mod sys;

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use ampoule_engine::sandbox::{Input, Stdin};
+use ampoule_engine::runtime::{Input, Stdin};
 use bytes::Bytes;
 use rustix::fs::{MemfdFlags, memfd_create};
 

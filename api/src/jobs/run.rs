@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ampoule_client::types::{Artifact, Ending, EndingKind, Figures, Phases, Stream};
-use ampoule_engine::sandbox::{Input, Running, Runtime, RuntimeError};
+use ampoule_engine::runtime::{Input, Running, Runtime, RuntimeError};
 use ampoule_engine::spec::{self, Artifacts, Exit, SandboxSpec, StopReason};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;

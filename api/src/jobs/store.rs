@@ -255,19 +255,26 @@ impl Store {
         self.state.read(move |connection| list(connection, &filter)).await
     }
 
-    /// Forgets an ended job. Returns whether there was one.
+    /// Forgets those of the jobs that have ended, with their files. Returns how many there were.
     ///
     /// # Errors
     /// The database refused.
-    pub async fn remove(&self, id: Uuid) -> Result<bool, StateError> {
+    pub async fn remove(&self, ids: Vec<Uuid>) -> Result<usize, StateError> {
         let written = self.state.write(move |transaction| {
-            Ok(transaction.execute("DELETE FROM jobs WHERE id = ?1 AND state = 2", params![id.as_bytes()])? == 1)
+            let mut statement = transaction.prepare_cached("DELETE FROM jobs WHERE id = ?1 AND state = 2")?;
+            let mut removed = Vec::new();
+            for id in &ids {
+                if statement.execute(params![id.as_bytes()])? == 1 {
+                    removed.push(*id);
+                }
+            }
+            Ok(removed)
         })?;
-        let was_there = written.committed().await?;
-        if was_there {
-            remove_folder(self.folder(id)).await;
-        }
-        Ok(was_there)
+        let removed = written.committed().await?;
+        let (store, count) = (self.clone(), removed.len());
+        let folders = move || removed.into_iter().for_each(|id| remove_folder(&store.folder(id)));
+        tokio::task::spawn_blocking(folders).await.map_err(|_| StateError::Closed)?;
+        Ok(count)
     }
 
     /// Ended jobs that need not be kept: those that ended before `before`, and the oldest beyond `kept` in number.
@@ -317,8 +324,8 @@ impl Store {
     }
 }
 
-async fn remove_folder(folder: PathBuf) {
-    match tokio::fs::remove_dir_all(&folder).await {
+fn remove_folder(folder: &Path) {
+    match std::fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             tracing::warn!(folder = %folder.display(), %error, "could not remove a job's files; the next start will");
         }

@@ -90,8 +90,12 @@ impl Jobs {
         if job.stop.is_cancelled() {
             return run::unstarted(plain_ending(EndingKind::Cancelled, None));
         }
-        let left_ms =
-            job.record.deadline.map(|deadline| u64::try_from(deadline.duration_since(now).as_millis()).unwrap_or(0));
+        let left = |deadline: Timestamp| u64::try_from(deadline.duration_since(now).as_millis()).unwrap_or(0);
+        let left_ms = job.record.deadline.map(left);
+        if left_ms == Some(0) {
+            let detail = Some("the deadline came before its turn".to_owned());
+            return run::unstarted(plain_ending(EndingKind::Expired, detail));
+        }
         let input = match payload.open() {
             Ok(input) => input,
             Err(error) => return run::unstarted(failed_ending(true, chain(&error))),

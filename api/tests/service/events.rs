@@ -8,7 +8,7 @@ use serde_json::json;
 use std::time::Duration;
 
 use ampoule_api::router::Entrance;
-use ampoule_engine::sandbox::scripted::Scene;
+use ampoule_engine::runtime::scripted::Scene;
 
 use crate::stage::{Service, fails, prints};
 

@@ -1,7 +1,7 @@
 //! Jobs from their request to their end.
 
 use ampoule_client::types::{EndingKind, Gap, JobList, JobState, Outcome};
-use ampoule_engine::sandbox::scripted::Scene;
+use ampoule_engine::runtime::scripted::Scene;
 use ampoule_engine::spec::Ending;
 use axum::http::{Method, StatusCode};
 use jiff::{SignedDuration, Timestamp};

@@ -1,6 +1,10 @@
 //! What a kill -9 leaves, and what the next start makes of it.
 
-use ampoule_client::types::{EndingKind, JobState};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use ampoule_client::types::{EndingKind, JobList, JobState};
+use jiff::Timestamp;
 use serde_json::json;
 
 use crate::stage::{Service, goes_on, prints};
@@ -84,4 +88,42 @@ async fn running_jobs_that_a_stop_interrupts_wait_for_the_next_start() {
     for id in [&kept.id, &waiting.id] {
         assert_eq!(after.end_of(id).await.ending.expect("an ending").kind, EndingKind::Exited);
     }
+}
+
+#[tokio::test]
+async fn a_runtime_that_is_gone_costs_one_try_and_no_other_job() {
+    let before = Service::with([prints("")]).await;
+    before.runtime.1.store(true, Ordering::Relaxed);
+    let tried = before.submit("", json!({ "retries": 1 })).await.job();
+    while !before.app.desk.jobs.is_idle() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert_eq!(before.get(&format!("/v1/jobs/{}", tried.id)).await.job().state, JobState::Queued);
+    assert_eq!(before.submit("", json!({})).await.problem().code, "draining");
+    let folder = before.killed();
+    before.cancel_all().await;
+
+    let after = Service::open(folder, SETTINGS, [prints("back")]).await;
+    let ended = after.end_of(&tried.id).await;
+    assert_eq!((ended.attempt, ended.stdout.expect("an output").text.as_deref()), (2, Some("back")));
+}
+
+#[tokio::test]
+async fn old_jobs_are_forgotten_by_age_and_by_number() {
+    let service = Service::with([prints("x".repeat(200_000))]).await;
+    let mut ids = Vec::new();
+    for _ in 0..5 {
+        ids.push(service.submit("?wait=20", json!({ "labels": { "a": "b" } })).await.job().id);
+    }
+    let kept = async || {
+        let list: JobList = service.get("/v1/jobs?label=a").await.json();
+        list.jobs.into_iter().map(|job| job.id).collect::<Vec<_>>()
+    };
+    let jobs = &service.app.desk.jobs;
+    jobs.remove_outdated(Timestamp::UNIX_EPOCH, 3).await.expect("removes");
+    assert_eq!(kept().await, [ids[4].clone(), ids[3].clone(), ids[2].clone()]);
+    let folders = std::fs::read_dir(service.folder.path().join("state/jobs")).expect("a folder").count();
+    assert_eq!(folders, 3, "their files are gone too");
+    jobs.remove_outdated(Timestamp::now(), 100).await.expect("removes");
+    assert!(kept().await.is_empty());
 }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ampoule_api::app::App;
@@ -12,8 +12,8 @@ use ampoule_api::config::{Config, Flags};
 use ampoule_api::router::{Entrance, router};
 use ampoule_api::state::State;
 use ampoule_client::types::{Job, JobState, Problem};
-use ampoule_engine::sandbox::scripted::{Scene, Scripted};
-use ampoule_engine::sandbox::{Census, Input, Pending, Running, Runtime, RuntimeError, Unpacked};
+use ampoule_engine::runtime::scripted::{Scene, Scripted};
+use ampoule_engine::runtime::{Census, Input, Pending, Running, Runtime, RuntimeError, Unpacked};
 use ampoule_engine::spec::{Ending, LayerId, SandboxSpec};
 use ampoule_plugins::Policies;
 use axum::Router;
@@ -31,11 +31,14 @@ pub(crate) const IMAGE: &str = "busybox:1";
 /// Longer than any test: for jobs that are stopped.
 pub(crate) const FOREVER: Duration = Duration::from_secs(3600);
 
-/// A scripted runtime that unpacks layers as far as their digests go.
-pub(crate) struct Stage(pub(crate) Scripted);
+/// A scripted runtime that unpacks layers as far as their digests go, and is gone when that is set.
+pub(crate) struct Stage(pub(crate) Scripted, pub(crate) AtomicBool);
 
 impl Runtime for Stage {
     fn launch(&self, spec: SandboxSpec, input: Input) -> Pending<'_, Result<Running, RuntimeError>> {
+        if self.1.load(Ordering::Relaxed) {
+            return Box::pin(async { Err(RuntimeError::Gone) });
+        }
         self.0.launch(spec, input)
     }
 
@@ -149,7 +152,7 @@ impl Service {
         std::fs::create_dir_all(&state).expect("a folder");
         let flags = Flags { config: Some(file), state: Some(state), ..Flags::default() };
         let config = Config::load(&flags).expect("settings");
-        let runtime = Arc::new(Stage(Scripted::new(scenes)));
+        let runtime = Arc::new(Stage(Scripted::new(scenes), AtomicBool::new(false)));
         let database = State::open(&config.state).expect("a database");
         let draining = Arc::new(AtomicBool::new(false));
         let app = App::open(&config, &database, runtime.clone(), Arc::new(policies), draining).await;

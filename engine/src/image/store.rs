@@ -18,7 +18,7 @@ use super::config::{Config, ImageConfig};
 use super::digest::Digest;
 use super::manifest::{self, Document, Manifest};
 use super::reference::{Reference, ReferenceError};
-use crate::sandbox::{Runtime, RuntimeError};
+use crate::runtime::{Runtime, RuntimeError};
 use crate::spec::LayerId;
 use blobs::Blobs;
 pub use import::ImportError;

@@ -14,9 +14,9 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 use tokio::sync::{oneshot, watch};
 
+use crate::runtime::{Census, Input, Pending, Running, Runtime, RuntimeError, Stdin, Unpacked};
 use crate::sandbox::handshake::{Reply, Request, UnpackedLayer, message_buffer, receive, send};
 use crate::sandbox::launcher::LauncherHandle;
-use crate::sandbox::{Census, Input, Pending, Running, Runtime, RuntimeError, Stdin, Unpacked};
 use crate::spec::{Exit, LayerId, SandboxSpec, StopReason};
 use crate::sys;
 

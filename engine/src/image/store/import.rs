@@ -24,7 +24,7 @@ use crate::image::manifest::{
     self, CONFIG_BYTES_MAX, CONFIG_TYPE, Content, Document, IndexEntry, MANIFEST_BYTES_MAX, Manifest, ManifestError,
 };
 use crate::image::reference::Reference;
-use crate::sandbox::{Runtime, RuntimeError};
+use crate::runtime::{Runtime, RuntimeError};
 use crate::spec::LayerId;
 
 /// Most bytes of an archive as it arrives.

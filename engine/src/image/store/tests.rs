@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::image::layer::{self, UnpackLimits};
-use crate::sandbox::{Census, Input, Pending, Running, Unpacked};
+use crate::runtime::{Census, Input, Pending, Running, Unpacked};
 use crate::spec::SandboxSpec;
 
 /// Unpacks in this process; runs nothing.

@@ -1,0 +1,117 @@
+//! What runs sandboxes, as the service sees it. `Runtime` is the one seam of the project: the real one is
+//! `sandbox::client::Client`; `scripted::Scripted` plays endings that no kernel gives on demand.
+
+use std::fs::File;
+use std::future::Future;
+use std::pin::Pin;
+
+use tokio::net::unix::pipe;
+use tokio::sync::oneshot;
+
+use crate::spec::{Exit, LayerId, SandboxSpec, StopReason};
+
+pub mod scripted;
+
+/// A future that a trait object can return.
+pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What runs sandboxes.
+pub trait Runtime: Send + Sync + 'static {
+    /// Starts a sandbox and returns as soon as the request is with the launcher. A failure to start is the
+    /// `Failed` ending of the run; only a runtime that is gone or a spec that breaks the rules is an error here.
+    fn launch(&self, spec: SandboxSpec, input: Input) -> Pending<'_, Result<Running, RuntimeError>>;
+
+    /// Unpacks the layer in `archive` (tar; plain, gzip or zstd, told apart by its first bytes) in a throw-away
+    /// sandbox. The layer appears whole under its diff id, or not at all. A layer that is there already is kept.
+    fn unpack_layer(&self, archive: File) -> Pending<'_, Result<Unpacked, RuntimeError>>;
+
+    /// Removes an unpacked layer. One that is not there is no error.
+    fn remove_layer(&self, layer: LayerId) -> Pending<'_, Result<(), RuntimeError>>;
+
+    /// What the runtime holds at this moment, for metrics.
+    fn census(&self) -> Census;
+}
+
+/// What goes into a sandbox besides its spec.
+#[derive(Debug, Default)]
+pub struct Input {
+    /// Standard input: the bytes of this file from its start, or nothing.
+    pub stdin: Stdin,
+    /// A tar whose entries are unpacked before the command starts, by the command's user, into writable paths;
+    /// names are absolute or relative to the command's working directory.
+    pub files: Option<File>,
+}
+
+/// Where standard input comes from.
+#[derive(Debug, Default)]
+pub enum Stdin {
+    /// Nothing: end of file at once.
+    #[default]
+    Empty,
+    /// A file, read from its current position (a memfd for bytes that came with a request).
+    File(File),
+    /// A pipe whose writing end is `Running::stdin`.
+    Pipe,
+}
+
+/// A sandbox that was asked for. Dropping it does not stop the sandbox; `stop` does, and so does the wall limit.
+pub struct Running {
+    /// What the command writes to its standard output, to end of file.
+    pub stdout: pipe::Receiver,
+    /// What the command writes to its standard error, to end of file.
+    pub stderr: pipe::Receiver,
+    /// The writing end of standard input, when it was asked for.
+    pub stdin: Option<pipe::Sender>,
+    /// A tar of the artifacts, written after the command ended; `None` when no globs were given.
+    pub artifacts: Option<pipe::Receiver>,
+    /// The last word; comes after the command ended. An error means that the launcher is gone.
+    pub exit: oneshot::Receiver<Exit>,
+    /// Asks for an early end; the exit follows. Asking twice, or after the end, does nothing.
+    pub stop: Box<dyn Fn(StopReason) + Send + Sync>,
+}
+
+/// A layer on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unpacked {
+    /// Its diff id, computed from what was read.
+    pub layer: LayerId,
+    /// Bytes of the uncompressed tar.
+    pub tar_bytes: u64,
+    /// Entries of the tar.
+    pub entries: u64,
+}
+
+/// What a runtime holds at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Sandboxes with a command.
+    pub live: u64,
+    /// Sandboxes made ahead, waiting for a command.
+    pub warm: u64,
+    /// Launches that found a warm sandbox, since the start.
+    pub warm_hits: u64,
+    /// Launches that had to make one, since the start.
+    pub cold_starts: u64,
+}
+
+/// Why the runtime could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The launcher is gone; nothing can run until the service is started again.
+    #[error("the launcher is gone")]
+    Gone,
+    /// The spec breaks a rule.
+    #[error("the sandbox cannot be launched")]
+    Spec(#[from] crate::spec::SpecError),
+    /// A layer could not be unpacked or removed; the sentence is the worker's own.
+    #[error("{0}")]
+    Layer(String),
+    /// A system call of the service's side failed.
+    #[error("could not {action}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+}
