@@ -84,7 +84,11 @@ impl Connection {
         head.push_str(&format!("content-length: {}\r\n\r\n", body.len()));
         let mut message = head.into_bytes();
         message.extend_from_slice(body);
-        self.stream.get_mut().write_all(&message)
+        match self.stream.get_mut().write_all(&message) {
+            // A service that refuses a long body need not read it to its end: its answer is there all the same.
+            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => Ok(()),
+            written => written,
+        }
     }
 
     fn read_head(&mut self) -> io::Result<(u16, Vec<(String, String)>)> {

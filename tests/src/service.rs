@@ -206,7 +206,7 @@ impl Service {
 
     /// Imports an archive, whatever the answer.
     pub fn try_import(&self, archive: &[u8], name: &str) -> Answer {
-        self.send("POST", &format!("/v1/images?name={name}"), &[("content-type", "application/x-tar")], archive)
+        self.send("POST", &format!("/v1/images/import?name={name}"), &[("content-type", "application/x-tar")], archive)
     }
 
     /// Submits a job without waiting for its end.

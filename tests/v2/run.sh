@@ -52,8 +52,9 @@ make_initramfs() {
 build_suites() {
     set --
     for suite in $suites; do set -- "$@" --test "$suite"; done
-    cargo build --quiet -p ampoule-api --bin ampoule 1>&2
-    cargo test --quiet --no-run -p ampoule-tests "$@" --message-format=json |
+    # The whole workspace is named so that features, and with them all that is built already, stay the same.
+    cargo build --quiet --workspace --bin ampoule 1>&2
+    cargo test --quiet --no-run --workspace "$@" --message-format=json |
         python3 -c '
 import json, sys
 for line in sys.stdin:
@@ -82,12 +83,12 @@ make_disk() {
     printf 'root:x:0:\nnogroup:x:65534:\n' >"$disk/etc/group"
     install_program /bin/busybox busybox
     for applet in $(busybox --list); do [ -e "$disk/bin/$applet" ] || ln -s busybox "$disk/bin/$applet"; done
+    build_suites >"$vm/suites.txt"
     install_program target/debug/ampoule ampoule
     # Panics in a test's own process unwind with it, and it is loaded at run time, so ldd does not name it.
     libgcc=$(gcc -print-file-name=libgcc_s.so.1)
     mkdir -p "$disk/lib/x86_64-linux-gnu"
     cp -Ln "$libgcc" "$disk/lib/x86_64-linux-gnu/" || true
-    build_suites >"$vm/suites.txt"
     while read -r name program; do
         install_program "$program" "suite-$name"
         mv "$disk/bin/suite-$name" "$disk/suites/$name"
