@@ -16,17 +16,7 @@ const CAPABILITIES_MAX: u32 = 64;
 /// # Errors
 /// The call that the kernel refused.
 pub(crate) fn keep_only(kept: CapabilitySet) -> Result<(), SysError> {
-    for number in 0..CAPABILITIES_MAX {
-        let capability = CapabilitySet::from_bits_retain(1 << number);
-        if kept.contains(capability) {
-            continue;
-        }
-        match remove_capability_from_bounding_set(capability) {
-            // The first number that this kernel does not know.
-            Err(rustix::io::Errno::INVAL) => break,
-            other => other.map_err(failed("drop from the bounding set capability", number.to_string()))?,
-        }
-    }
+    bound_to(kept)?;
     clear_ambient_capability_set().map_err(failed("clear", "the ambient capabilities"))?;
     let locked = CapabilitiesSecureBits::NO_ROOT
         | CapabilitiesSecureBits::NO_ROOT_LOCKED
@@ -38,4 +28,23 @@ pub(crate) fn keep_only(kept: CapabilitySet) -> Result<(), SysError> {
     set_capabilities_secure_bits(locked).map_err(failed("lock", "the secure bits"))?;
     let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     set_capabilities(None, sets).map_err(failed("set", "the capabilities"))
+}
+
+/// Keeps all but `kept` from ever being gained through exec. Needs `CAP_SETPCAP`.
+///
+/// # Errors
+/// The call that the kernel refused.
+pub(crate) fn bound_to(kept: CapabilitySet) -> Result<(), SysError> {
+    for number in 0..CAPABILITIES_MAX {
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        if kept.contains(capability) {
+            continue;
+        }
+        match remove_capability_from_bounding_set(capability) {
+            // The first number that this kernel does not know.
+            Err(rustix::io::Errno::INVAL) => break,
+            other => other.map_err(failed("drop from the bounding set capability", number.to_string()))?,
+        }
+    }
+    Ok(())
 }

@@ -8,8 +8,9 @@ use nix::sys::signal::Signal;
 use rustix::fs::{Gid, Uid};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::process::{WaitId, WaitIdOptions};
-use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use rustix::thread::{CapabilitySet, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
+use crate::isolation::capabilities;
 use crate::sys::{self, Fork, SysError, failed};
 
 /// First id of the first range. High, so that no user of the host has it; `doctor` looks whether that is so.
@@ -79,6 +80,7 @@ pub(crate) fn become_ids(uid: u32, gid: u32, groups: &[u32]) -> Result<(), SysEr
 /// # Errors
 /// The call that the kernel refused.
 pub fn become_user(uid: u32, gid: u32) -> Result<(), SysError> {
+    capabilities::bound_to(CapabilitySet::empty())?;
     become_ids(uid, gid, &[])?;
     rustix::thread::set_no_new_privs(true).map_err(failed("set", "no_new_privs"))?;
     Ok(())
