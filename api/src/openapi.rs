@@ -2,6 +2,8 @@
 
 use std::sync::OnceLock;
 
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
 use utoipa::openapi::{Content, OpenApi as Document, RefOr};
 use utoipa::{Modify, OpenApi};
 
@@ -28,7 +30,7 @@ use crate::{images, jobs, policies, system, tokens, uploads};
         images::list, images::import, images::get, images::remove,
         policies::list,
         tokens::create, tokens::list, tokens::revoke,
-        system::healthz, system::readyz, system::version, system::metrics, system::description,
+        system::healthz, system::readyz, system::version, system::metrics, description,
     ),
     modifiers(&Problems),
 )]
@@ -62,4 +64,11 @@ impl Modify for Problems {
 pub fn json() -> &'static str {
     static JSON: OnceLock<String> = OnceLock::new();
     JSON.get_or_init(|| Description::openapi().to_pretty_json().expect("the description is plain data"))
+}
+
+/// The description of this API.
+#[utoipa::path(get, operation_id = "getDescription", path = "/openapi.json", tag = "system",
+    responses((status = 200, description = "OpenAPI 3.1", content_type = "application/json", body = Object)))]
+pub async fn description() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], json()).into_response()
 }

@@ -8,7 +8,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::app::App;
 use crate::jobs::routes as jobs;
 use crate::request::JsonBytesMax;
-use crate::{door, images, policies, system, tokens, uploads};
+use crate::{door, images, openapi, policies, system, tokens, uploads};
 
 /// How a request came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub fn router(app: App, entrance: Entrance) -> Router {
         .route("/healthz", get(system::healthz))
         .route("/readyz", get(system::readyz))
         .route("/metrics", get(system::metrics))
-        .route("/openapi.json", get(system::description))
+        .route("/openapi.json", get(openapi::description))
         .fallback(door::no_route)
         .method_not_allowed_fallback(door::no_method)
         .with_state(app)

@@ -12,7 +12,6 @@ use axum::response::{IntoResponse, Response};
 
 use crate::jobs::Jobs;
 use crate::metrics::Metrics;
-use crate::openapi;
 
 /// What the service knows of itself. Cloning shares it.
 #[derive(Clone)]
@@ -61,11 +60,4 @@ pub async fn metrics(State(system): State<System>) -> Response {
     let (queued, running) = system.jobs.count();
     let text = system.metrics.text(queued, running, system.runtime.census());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
-}
-
-/// The description of this API.
-#[utoipa::path(get, operation_id = "getDescription", path = "/openapi.json", tag = "system",
-    responses((status = 200, description = "OpenAPI 3.1", content_type = "application/json", body = Object)))]
-pub async fn description() -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], openapi::json()).into_response()
 }

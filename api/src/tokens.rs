@@ -14,7 +14,6 @@ use rusqlite::params;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::jobs::job::now;
 use crate::problem::{FORBIDDEN, NO_TOKEN, Refused, TOKEN_EXISTS};
 use crate::request::{Caller, JsonBody};
 use crate::state::{State as Database, StateError};
@@ -79,7 +78,9 @@ impl Tokens {
     async fn create(&self, request: TokenRequest) -> Result<TokenCreated, Refused> {
         check_name(&request.name)?;
         let (secret, sha256) = new_secret()?;
-        let token = Token { name: request.name, created: now(), expires: request.expires };
+        // In the microseconds that are stored.
+        let now = Timestamp::from_microsecond(Timestamp::now().as_microsecond()).unwrap_or(Timestamp::UNIX_EPOCH);
+        let token = Token { name: request.name, created: now, expires: request.expires };
         let row = token.clone();
         let inserted = self.database.write_durable(move |transaction| {
             transaction.execute(

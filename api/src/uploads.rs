@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use ampoule_client::types::{Problem, Upload};
+use ampoule_engine::image::digest::Hasher;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
 use futures_util::StreamExt;
-use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
 
@@ -99,7 +99,7 @@ impl Uploads {
 /// The body is longer than `bytes_max` or did not arrive, or the file cannot be written.
 pub async fn receive(body: Body, file: &mut tokio::fs::File, bytes_max: u64) -> Result<(String, u64), Refused> {
     let mut chunks = body.into_data_stream();
-    let mut hash = Sha256::new();
+    let mut hash = Hasher::default();
     let mut size_bytes = 0u64;
     while let Some(chunk) = tokio::time::timeout(CHUNK_TIME, chunks.next()).await.map_err(|_| stalled())? {
         let chunk = chunk.map_err(|error| Refused::new(BODY_BROKEN, error.to_string()))?;
@@ -111,7 +111,7 @@ pub async fn receive(body: Body, file: &mut tokio::fs::File, bytes_max: u64) -> 
         file.write_all(&chunk).await.map_err(|error| Refused::internal(&error))?;
     }
     file.flush().await.map_err(|error| Refused::internal(&error))?;
-    Ok((crate::jobs::log::hex(&hash.finalize()), size_bytes))
+    Ok((hash.finish().hex().to_owned(), size_bytes))
 }
 
 fn stalled() -> Refused {

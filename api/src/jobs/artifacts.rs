@@ -7,10 +7,8 @@ use std::path::{Path, PathBuf};
 
 use ampoule_client::types::Artifact;
 use ampoule_engine::image::archive::{ArchiveError, Kind, Limits, Reader};
+use ampoule_engine::image::digest::Hasher;
 use ampoule_engine::spec::Artifacts;
-use sha2::{Digest, Sha256};
-
-use super::log::hex;
 
 /// Bytes that headers and paddings may take on top of the content, for each file.
 const OVERHEAD_BYTES: u64 = 16 * 1024;
@@ -79,11 +77,11 @@ fn receive_into(
 fn store(content: &mut impl Read, folder: &Path, number: usize, buffer: &mut [u8]) -> io::Result<String> {
     std::fs::create_dir_all(folder)?;
     let mut file = File::create(folder.join(number.to_string()))?;
-    let mut hash = Sha256::new();
+    let mut hash = Hasher::default();
     loop {
         let length = content.read(buffer)?;
         if length == 0 {
-            return Ok(hex(&hash.finalize()));
+            return Ok(hash.finish().hex().to_owned());
         }
         hash.update(&buffer[..length]);
         file.write_all(&buffer[..length])?;
@@ -120,7 +118,7 @@ mod tests {
         );
         let content = std::fs::read(folder.path().join("artifacts/3")).expect("a file");
         assert_eq!(content, [b'x'; 50]);
-        assert_eq!(artifacts[3].sha256.as_deref(), Some(hex(&Sha256::digest(&content)).as_str()));
+        assert_eq!(artifacts[3].sha256.as_deref(), Some(ampoule_engine::image::digest::Digest::of(&content).hex()));
     }
 
     #[test]

@@ -192,7 +192,7 @@ pub struct Status {
 }
 
 /// What a job has written.
-#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each job in memory, and it is nearly always open")]
 pub enum Book {
     /// It may still write, in this attempt.
     Open {
@@ -234,7 +234,6 @@ impl Book {
 }
 
 /// A job in memory: waiting, running, or just looked up.
-#[derive(Debug)]
 pub struct Job {
     /// What was taken.
     pub record: Record,

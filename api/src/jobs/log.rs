@@ -2,14 +2,13 @@
 //! all of it. Pure: bytes go in, whoever follows asks for what comes after an offset.
 
 use ampoule_client::types::Gap;
+use ampoule_engine::image::digest::Hasher;
 use bytes::Bytes;
-use sha2::{Digest, Sha256};
 
 /// Longest piece that a follower gets at once, in bytes.
 pub const PIECE_BYTES_MAX: usize = 64 * 1024;
 
 /// A stream while it is written.
-#[derive(Debug)]
 pub struct Log {
     head: Vec<u8>,
     head_bytes_max: usize,
@@ -18,7 +17,7 @@ pub struct Log {
     tail_start: usize,
     tail_bytes_max: usize,
     total_bytes: u64,
-    hash: Sha256,
+    hash: Hasher,
 }
 
 /// What follows an offset.
@@ -58,7 +57,7 @@ impl Log {
             tail_start: 0,
             tail_bytes_max: kept_bytes_max - head_bytes_max,
             total_bytes: 0,
-            hash: Sha256::new(),
+            hash: Hasher::default(),
         }
     }
 
@@ -100,7 +99,7 @@ impl Log {
     /// Ends the stream. The cut of a gap does not go through a character of UTF-8: up to three bytes on each side
     /// count as missing, so that text stays text.
     pub fn finish(self) -> Kept {
-        let sha256 = hex(&self.hash.finalize());
+        let sha256 = self.hash.finish().hex().to_owned();
         let mut bytes = self.head;
         let head_bytes = bytes.len();
         bytes.extend_from_slice(&self.tail[self.tail_start..]);
@@ -157,16 +156,6 @@ fn incomplete_end(bytes: &[u8]) -> usize {
     0
 }
 
-/// Bytes as hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,7 +196,8 @@ mod tests {
             }
             let kept = log.finish();
             prop_assert_eq!(kept.total_bytes, all.len() as u64);
-            prop_assert_eq!(&kept.sha256, &hex(&Sha256::digest(&all)));
+            let sha256 = ampoule_engine::image::digest::Digest::of(&all);
+            prop_assert_eq!(kept.sha256.as_str(), sha256.hex());
             let missing = kept.gap.map_or(0, |gap| gap.bytes);
             prop_assert_eq!(kept.bytes.len() as u64 + missing, all.len() as u64);
             // Cutting at characters takes at most three bytes from each side.

@@ -6,15 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ampoule_client::types::{Ending, EndingKind, JobRequest, JobState};
+use ampoule_engine::image::digest::Digest;
 use ampoule_engine::spec::Artifacts;
 use ampoule_plugins::{Admission, AdmissionLimits, Denial, Outcome, Policies};
-use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use super::admit::{self, Wish};
 use super::job::{Job, Record, Spec, now, plain_ending};
-use super::log::hex;
 use super::payload::{Content, Payload};
 use super::{Jobs, bundle, document};
 use crate::images::Images;
@@ -90,7 +89,7 @@ impl Desk {
         };
         // Held until the job is stored, so that of two requests at once the second finds the first one's job.
         let _turn = self.key_locks[place_of(caller.name(), &key)].lock().await;
-        let sha256 = hex(&Sha256::digest(body));
+        let sha256 = Digest::of(body).hex().to_owned();
         match self.jobs.find_key(caller.name(), &key).await? {
             None => self.admit(request, sha256, caller, false).await,
             Some((id, known)) if known == sha256 => self.jobs.find(id, caller.scope()).await,
