@@ -21,13 +21,14 @@ use super::reference::{Reference, ReferenceError};
 use crate::runtime::{Runtime, RuntimeError};
 use crate::spec::LayerId;
 use blobs::Blobs;
-pub use import::ImportError;
 use index::Entry;
+pub use refusal::ImportError;
 
 mod blobs;
 mod import;
 mod index;
 mod members;
+mod refusal;
 
 /// Fewest hexadecimal digits that may stand for an image.
 const ID_PREFIX_MIN: usize = 12;

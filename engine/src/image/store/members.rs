@@ -10,7 +10,7 @@ use std::path::Path;
 use rustix::fs::{Dir, Mode, OFlags, ResolveFlags};
 
 use super::blobs::{ArrivalError, Arrived, Incoming};
-use super::import::ImportError;
+use super::refusal::ImportError;
 use crate::image::archive::{self, Kind, Limits, Reader};
 use crate::image::compression::{Bounds, Decompressed};
 use crate::image::digest::Digest;
