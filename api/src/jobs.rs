@@ -10,6 +10,7 @@ use ampoule_client::types::{EndingKind, JobState};
 use ampoule_engine::image::store::HeldImage;
 use ampoule_engine::runtime::Runtime;
 use jiff::{SignedDuration, Timestamp};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::config::Retention;
@@ -60,6 +61,7 @@ struct Inner {
     folder: PathBuf,
     schedule: Mutex<Schedule>,
     present: Mutex<HashMap<Uuid, Arc<Job>>>,
+    leaving: CancellationToken,
 }
 
 /// What jobs are run with.
@@ -106,6 +108,7 @@ impl Jobs {
             folder: folder.to_owned(),
             schedule: Mutex::new(Schedule::new(means.concurrency, means.queue as usize)),
             present: Mutex::default(),
+            leaving: CancellationToken::new(),
         };
         let jobs = Jobs(Arc::new(inner));
         let mended = jobs.mend(images).await?;
@@ -342,6 +345,16 @@ impl Jobs {
                 job.stop.cancel();
             }
         }
+    }
+
+    /// Lets nobody wait any longer: the service leaves.
+    pub fn leave(&self) {
+        self.0.leaving.cancel();
+    }
+
+    /// Waits until the service leaves.
+    pub async fn leaving(&self) {
+        self.0.leaving.cancelled().await;
     }
 
     /// Ends jobs whose deadline comes while they wait, until the process ends.

@@ -25,7 +25,7 @@ use crate::app::{App, OpenError};
 use crate::config::Config;
 use crate::jobs::Jobs;
 use crate::listen::{self, Bound, ListenError, Serving};
-use crate::problem::chain;
+use crate::problem::{chain, sentence};
 use crate::router::{Entrance, router};
 use crate::state::{State, StateError};
 use crate::telemetry;
@@ -120,7 +120,8 @@ pub fn serve(config: Config) -> ExitCode {
         Ok(Stopped::Asked) => ExitCode::SUCCESS,
         Ok(Stopped::LauncherGone) => ExitCode::from(EXIT_GONE),
         Err(error) => {
-            tracing::error!(cause = chain(&error), "the service does not run");
+            let (cause, hint) = sentence(&error);
+            tracing::error!(cause, hint, "the service does not run");
             ExitCode::FAILURE
         }
     }
@@ -243,6 +244,7 @@ async fn run(config: &Config, prepared: Prepared, policies: Arc<Policies>) -> Re
     draining.store(true, Ordering::Relaxed);
     serving.stop_accepting();
     stop(&jobs, stopped, config.drain).await;
+    jobs.leave();
     finish_answers(&serving).await;
     if let Err(error) = client.leave().await {
         tracing::error!(error = chain(&error), "the launcher did not leave");

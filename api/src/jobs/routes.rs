@@ -73,7 +73,7 @@ pub async fn create(
     take_key(&mut request, &headers)?;
     let job = desk.submit(request, &body, &caller, time.is_some()).await?;
     let has_ended = match time {
-        Some(time) => wait(&job, time).await,
+        Some(time) => wait(&desk.jobs, &job, time).await,
         None => false,
     };
     Ok(answer(&job, if has_ended { StatusCode::OK } else { StatusCode::ACCEPTED }))
@@ -201,7 +201,7 @@ pub async fn get(
 ) -> Result<Json<JobDocument>, Refused> {
     let job = find(&desk, &caller, &id).await?;
     if let Some(time) = query.time()? {
-        wait(&job, time).await;
+        wait(&desk.jobs, &job, time).await;
     }
     Ok(Json(document::job(&job)))
 }

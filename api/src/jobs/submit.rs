@@ -184,9 +184,14 @@ fn place_of(token: &str, key: &str) -> usize {
     (hasher.finish() % KEY_LOCKS as u64) as usize
 }
 
-/// Waits for a job's end; returns whether it came.
-pub async fn wait(job: &Job, time: Duration) -> bool {
+/// Waits for a job's end, but not when the service leaves; returns whether it came.
+pub async fn wait(jobs: &Jobs, job: &Job, time: Duration) -> bool {
     let mut status = job.status.subscribe();
     let ended = status.wait_for(|status| status.state == JobState::Ended);
-    tokio::time::timeout(time, ended).await.is_ok()
+    tokio::select! {
+        biased;
+        ended = ended => ended.is_ok(),
+        () = jobs.leaving() => false,
+        () = tokio::time::sleep(time) => false,
+    }
 }

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ampoule_client::types::{EndingKind, JobList, JobState};
+use axum::http::StatusCode;
 use jiff::Timestamp;
 use serde_json::json;
 
@@ -126,4 +127,25 @@ async fn old_jobs_are_forgotten_by_age_and_by_number() {
     assert_eq!(folders, 3, "their files are gone too");
     jobs.remove_outdated(Timestamp::now(), 100).await.expect("removes");
     assert!(kept().await.is_empty());
+}
+
+#[tokio::test]
+async fn who_waits_for_a_job_that_will_not_run_is_told_when_the_service_leaves() {
+    let service = Service::with([goes_on()]).await;
+    let running = service.submit("", json!({})).await.job();
+    service.start_of(&running.id).await;
+    let leave = async {
+        while service.app.desk.jobs.count().0 == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        service.app.desk.jobs.leave();
+    };
+    let (answer, ()) = tokio::join!(service.submit("?wait=60", json!({})), leave);
+    assert_eq!((answer.status, answer.job().state), (StatusCode::ACCEPTED, JobState::Queued));
+    for id in [&answer.job().id, &running.id] {
+        service.post(&format!("/v1/jobs/{id}/cancel"), json!(null)).await;
+    }
+    while !service.app.desk.jobs.is_idle() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
 }
