@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::sys::signal::Signal;
 use rustix::fs::{Gid, Uid};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
-use rustix::process::{WaitId, WaitIdOptions};
+use rustix::process::{Pid, Signal as DeathSignal, WaitId, WaitIdOptions, getppid, set_parent_process_death_signal};
 use rustix::thread::{CapabilitySet, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use crate::isolation::capabilities;
@@ -35,12 +35,10 @@ pub(crate) fn first_id_of_place(place: u32) -> u32 {
 /// The call that the kernel refused.
 pub(crate) fn namespace(inside: u32, outside: u32) -> Result<OwnedFd, SysError> {
     let clone_newuser = nix::sched::CloneFlags::CLONE_NEWUSER.bits() as u64;
+    let parent = rustix::process::getpid();
     let fork = sys::fork_into(clone_newuser, Signal::SIGCHLD as u64, None);
     match fork.map_err(failed("make", "a user namespace"))? {
-        Fork::Child => loop {
-            // The namespace needs a process only until the parent holds its descriptor.
-            nix::unistd::pause();
-        },
+        Fork::Child => hold_until_killed(parent),
         Fork::Parent { pid, pidfd } => {
             let namespace = map_and_open(pid, inside, outside);
             rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL)
@@ -49,6 +47,18 @@ pub(crate) fn namespace(inside: u32, outside: u32) -> Result<OwnedFd, SysError> 
                 .map_err(failed("reap", "the holder of a user namespace"))?;
             namespace
         }
+    }
+}
+
+/// Is the process that a new namespace needs until its parent holds the descriptor; outlives neither.
+fn hold_until_killed(parent: Pid) -> ! {
+    let tied = set_parent_process_death_signal(Some(DeathSignal::KILL));
+    // The parent may have died before it was tied; and its sockets must not be held open here.
+    if tied.is_err() || getppid() != Some(parent) || sys::close_from(0).is_err() {
+        std::process::exit(1);
+    }
+    loop {
+        nix::unistd::pause();
     }
 }
 

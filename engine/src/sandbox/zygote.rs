@@ -33,9 +33,10 @@ pub(crate) fn live(control: OwnedFd, layers_folder: OwnedFd, layers: &[LayerId],
 }
 
 fn run(control: OwnedFd, layers_folder: OwnedFd, layers: &[LayerId], filter: &Filter) -> Result<(), SysError> {
+    // The launcher's sockets first: were it to die now, the service must see it.
+    let mut kept = descriptors::keep_only(vec![control, layers_folder])?.into_iter();
     die_with_launcher()?;
     let _ = set_name(c"ampoule-zygote");
-    let mut kept = descriptors::keep_only(vec![control, layers_folder])?.into_iter();
     let (Some(control), Some(layers_folder)) = (kept.next(), kept.next()) else { return Ok(()) };
     let names: Vec<&str> = layers.iter().map(LayerId::hex).collect();
     let entered = mounts::enter_zygote_tree(layers_folder.as_fd(), &names);
