@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sched::{CloneFlags, setns};
-use rustix::fs::{Dir, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{CapabilitySet, set_name};
 
@@ -82,22 +82,11 @@ fn confine(folder: OwnedFd, user_namespace: OwnedFd, groups: Vec<OwnedFd>) -> Re
 
 fn perform(archive: Option<OwnedFd>, root: &OwnedFd) -> Outcome {
     let Some(archive) = archive else {
-        return empty(root).map(|()| None).map_err(|error| in_one_line(&error));
+        let emptied = layer::remove_all_in(root.as_fd()).map_err(failed("empty", "the folder"));
+        return emptied.map(|()| None).map_err(|error| in_one_line(&error));
     };
     let unpacked = layer::unpack(File::from(archive), root.as_fd(), layer::UnpackLimits::default());
     let unpacked = unpacked.map_err(|error| in_one_line(&error))?;
     let layer = LayerId::parse(&unpacked.diff_id).map_err(|error| in_one_line(&error))?;
     Ok(Some(UnpackedLayer { layer, tar_bytes: unpacked.tar_bytes, entries: unpacked.entries }))
-}
-
-fn empty(root: &OwnedFd) -> Result<(), SysError> {
-    let entries = Dir::read_from(root).map_err(failed("read", "the folder to empty"))?;
-    for entry in entries {
-        let entry = entry.map_err(failed("read", "the folder to empty"))?;
-        let name = entry.file_name().to_string_lossy();
-        if name != "." && name != ".." {
-            layer::remove_tree(root.as_fd(), &name).map_err(failed("remove", name))?;
-        }
-    }
-    Ok(())
 }
