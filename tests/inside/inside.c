@@ -69,8 +69,14 @@ static long open_and_close(const char *path, int flags) {
 static long write_to(const char *path, const char *text) {
     int descriptor = open(path, O_WRONLY);
     if (descriptor < 0) return -1;
+    struct stat what;
     long result = write(descriptor, text, strlen(text));
     int saved = errno;
+    /* What is masked is /dev/null by another name: it takes everything and does nothing. */
+    if (fstat(descriptor, &what) == 0 && what.st_rdev == makedev(1, 3) && strcmp(path, "/dev/null") != 0) {
+        result = -1;
+        saved = ENODEV;
+    }
     close(descriptor);
     errno = saved;
     return result;
