@@ -23,7 +23,7 @@ use job::{Conclusion, Job, Record, failed_ending, now, plain_ending};
 use payload::Payload;
 use queue::Waiting;
 use schedule::{NoPlace, Place, Schedule};
-use store::{Filter, Listed, Store, Stored};
+use store::{Filter, Keeping, Listed, Store, Stored};
 
 pub mod admit;
 pub mod artifacts;
@@ -203,9 +203,8 @@ impl Jobs {
             Err(NoPlace::Closed) => return Err(Refused::new(DRAINING, "the service is being stopped").retry_after(5)),
             Err(NoPlace::Full) => return Err(self.queue_is_full(&schedule)),
         };
-        let attempt = u32::from(place == Place::Runs);
-        let is_durable = !is_waited_for;
-        let inserted = self.store().insert(&job.record, payload.inline(), attempt, is_durable);
+        let keeping = Keeping { is_running: place == Place::Runs, is_waited_for };
+        let inserted = self.store().insert(&job.record, payload.inline(), keeping);
         let written = inserted.inspect_err(|_| schedule.take_back(place, job.id()))?;
         self.present().insert(job.id(), job.clone());
         Ok((place, written))

@@ -139,6 +139,13 @@ struct Threads {
     keeper: Option<JoinHandle<()>>,
 }
 
+/// When the writer makes a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Haste {
+    Now,
+    WithNext,
+}
+
 /// A change in the writer's hands.
 trait Entry: Send {
     /// Makes the change; may be called again after a rollback.
@@ -226,7 +233,7 @@ impl State {
         &self,
         change: impl FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<Written<T>, StateError> {
-        self.push(Box::new(change), false)
+        self.push(Box::new(change), false, Haste::Now)
     }
 
     /// The same, and `committed` waits until the disk has it.
@@ -237,10 +244,31 @@ impl State {
         &self,
         change: impl FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<Written<T>, StateError> {
-        self.push(Box::new(change), true)
+        self.push(Box::new(change), true, Haste::Now)
     }
 
-    fn push<T: Send + 'static>(&self, change: Change<T>, durable: bool) -> Result<Written<T>, StateError> {
+    /// The same as `write`, but the writer is not woken for it: the change is made with the next one or at `flush`.
+    ///
+    /// # Errors
+    /// The writer has too much to do, or the database is closed.
+    pub fn write_with_next<T: Send + 'static>(
+        &self,
+        change: impl FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<Written<T>, StateError> {
+        self.push(Box::new(change), false, Haste::WithNext)
+    }
+
+    /// Has the writer make everything that was handed to it.
+    pub fn flush(&self) {
+        self.shared.some_pending.notify_one();
+    }
+
+    fn push<T: Send + 'static>(
+        &self,
+        change: Change<T>,
+        durable: bool,
+        haste: Haste,
+    ) -> Result<Written<T>, StateError> {
         let (answer, written) = oneshot::channel();
         let mut pending = lock(&self.shared.pending);
         if pending.closing {
@@ -251,7 +279,9 @@ impl State {
         }
         pending.changes.push_back(Box::new(Asked { change, value: None, answer, durable }));
         drop(pending);
-        self.shared.some_pending.notify_one();
+        if haste == Haste::Now {
+            self.flush();
+        }
         Ok(Written(written))
     }
 

@@ -45,6 +45,15 @@ pub struct Stored {
     pub stderr: Kept,
 }
 
+/// How a job that was taken is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keeping {
+    /// Whether it starts at once.
+    pub is_running: bool,
+    /// Whether its ending is stored before anybody learns of it.
+    pub is_waited_for: bool,
+}
+
 /// Which jobs are listed.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
@@ -87,17 +96,11 @@ impl Store {
         self.folder.join(id.to_string())
     }
 
-    /// Stores a job that was taken. `attempt` is 1 when it starts at once, 0 when it waits.
+    /// Stores a job that was taken: as running when it starts at once, else as waiting.
     ///
     /// # Errors
     /// The database has too much to do.
-    pub fn insert(
-        &self,
-        record: &Record,
-        inputs: Inputs,
-        attempt: u32,
-        is_durable: bool,
-    ) -> Result<Written<()>, StateError> {
+    pub fn insert(&self, record: &Record, inputs: Inputs, keeping: Keeping) -> Result<Written<()>, StateError> {
         let id = record.id;
         let row = (
             record.token.clone(),
@@ -106,20 +109,25 @@ impl Store {
             to_json(record),
             record.labels.clone(),
         );
+        let attempt = i64::from(keeping.is_running);
         let change = move |transaction: &Transaction<'_>| {
             let (token, created, key, record, labels) = &row;
-            let state = i64::from(attempt > 0);
-            let started = (attempt > 0).then_some(*created);
+            let started = keeping.is_running.then_some(*created);
             transaction.prepare_cached(
                 "INSERT INTO jobs (id, state, token, created_us, started_us, attempt, idempotency_key, record, stdin, files)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
             )?.execute(params![
-                id.as_bytes(), state, token, created, started, attempt, key, record,
+                id.as_bytes(), attempt, token, created, started, attempt, key, record,
                 inputs.stdin.as_deref(), inputs.files.as_deref(),
             ])?;
             insert_labels(transaction, id, labels)
         };
-        if is_durable { self.state.write_durable(change) } else { self.state.write(change) }
+        match (keeping.is_waited_for, keeping.is_running) {
+            (false, _) => self.state.write_durable(change),
+            (true, false) => self.state.write(change),
+            // Nobody has been told of it, and most such jobs end before anybody could ask.
+            (true, true) => self.state.write_with_next(change),
+        }
     }
 
     /// Stores a job that ended before it waited: a refused one.
@@ -137,6 +145,11 @@ impl Store {
             )?.execute(params![id.as_bytes(), ending, token, created, key, record, conclusion])?;
             insert_labels(transaction, id, &labels)
         })
+    }
+
+    /// Stores what was put off.
+    pub fn flush(&self) {
+        self.state.flush();
     }
 
     /// Stores that a waiting job starts.

@@ -17,6 +17,9 @@ use super::store::INLINE_BYTES_MAX;
 use crate::problem::chain;
 use crate::state::StateError;
 
+/// How long a job may run before it is stored that it runs, when nobody has been told of it.
+const SHOW_AFTER: Duration = Duration::from_millis(10);
+
 impl Jobs {
     /// Starts waiting jobs while there are free slots.
     pub fn dispatch(&self) {
@@ -45,7 +48,7 @@ impl Jobs {
         let waited = Duration::try_from(now.duration_since(job.record.created)).unwrap_or_default();
         self.0.metrics.started(waited);
         let ran = match self.prepare(&job, payload, has_waited.then_some((attempt, now))).await {
-            Ok(payload) => self.run(&job, &payload, now).await,
+            Ok(payload) => self.run_and_show(&job, &payload, now).await,
             Err(reason) => run::unstarted(failed_ending(true, reason)),
         };
         let time = slot.started.elapsed();
@@ -82,6 +85,18 @@ impl Jobs {
                 let inputs = self.store().inputs(job.id()).await;
                 let inputs = inputs.map_err(|error| format!("the input could not be read: {}", chain(&error)))?;
                 Ok(Payload::from_store(inputs, &self.store().folder(job.id())))
+            }
+        }
+    }
+
+    /// Runs a job; one that does not end at once is stored, so that lists show it and a next life knows of it.
+    async fn run_and_show(&self, job: &Job, payload: &Payload, now: Timestamp) -> Ran {
+        let mut run = std::pin::pin!(self.run(job, payload, now));
+        match tokio::time::timeout(SHOW_AFTER, &mut run).await {
+            Ok(ran) => ran,
+            Err(_) => {
+                self.store().flush();
+                run.await
             }
         }
     }
