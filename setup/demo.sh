@@ -71,12 +71,12 @@ play() {
         ended=$(jq -r '.ending | .kind + (if .exit_code then " " + (.exit_code | tostring) else "" end)' "$folder/job.json")
         took=$(jq -r '.figures.wall_us // 0 | . / 1000 | tostring | .[0:7] + " ms"' "$folder/job.json")
         peak=$(jq -r '.figures.memory_peak_bytes // 0 | . / 1048576 | floor | tostring + " MiB"' "$folder/job.json")
-        said=$(jq -r '.ending.detail // .stdout.text // "" | split("\n")[0]' "$folder/job.json")
+        said=$(jq -r '.ending.detail // .stdout.text // "" | split("\n")[0] // ""' "$folder/job.json")
     else
         ended=denied took=- peak=-
         said=$(head -n 1 "$folder/job.err")
     fi
-    printf '%-34s %-15s %12s %8s  %.70s\n' "$title" "$ended" "$took" "$peak" "$said"
+    printf '%-36s %-15s %12s %8s  %.70s\n' "$title" "$ended" "$took" "$peak" "$said"
     case $ended in
         "$expected"*) ;;
         *) echo "expected: $expected" >&2; cat "$folder/job.err" >&2; exit 1 ;;
@@ -84,7 +84,7 @@ play() {
 }
 
 play_all() {
-    printf '\n%-34s %-15s %12s %8s  %s\n' "job" "ended" "took" "memory" "says"
+    printf '\n%-36s %-15s %12s %8s  %s\n' "job" "ended" "took" "memory" "says"
     play "hello" "exited 0" "$image" -- echo "hello from a sealed vessel"
     play "hello again, in a warm sandbox" "exited 0" "$image" -- echo "hello once more"
     play "a program that fails" "exited 3" "$image" --shell 'echo "cannot do it"; exit 3'
@@ -92,7 +92,7 @@ play_all() {
     play "64 MiB where 16 are allowed" "out_of_memory" --memory 16m "$image" -- tail /dev/zero
     play "a fork bomb" "pids_limit" --pids 24 --timeout 10s "$image" --shell 'while :; do sleep 60 & done'
     play "an endless loop" "wall_limit" --timeout 1s "$image" --shell 'while :; do :; done'
-    play "two seconds of work where one is" "cpu_limit" --cpu-time 500ms --timeout 20s "$image" --shell 'while :; do :; done'
+    play "more processor time than is allowed" "cpu_limit" --cpu-time 500ms --timeout 20s "$image" --shell 'while :; do :; done'
     play "more output than is allowed" "output_limit" --output 1m "$image" -- cat /dev/zero
     play "writing to the image" "exited" "$image" --shell 'echo x 2>&1 >/bin/x || exit 1'
     play "what a policy refuses" "denied" --env LD_PRELOAD=/tmp/x.so "$image" -- echo hello

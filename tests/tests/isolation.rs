@@ -491,7 +491,7 @@ fn the_host_name_is_not_that_of_the_host() {
 fn the_service_has_no_privilege_and_the_launcher_one_thread() {
     let service = Service::start();
     let pid = service.pid().as_raw();
-    for field in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+    for field in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         let value = host::status_field(pid, field).expect("the service lives");
         assert_eq!(u64::from_str_radix(&value, 16), Ok(0), "{field}");
     }
