@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -19,9 +20,9 @@ const PENDING_MAX: usize = 16_384;
 const BATCH_MAX: usize = 256;
 /// Reading connections that are kept open.
 const READERS_MAX: usize = 4;
-/// A log of changes that is longer is moved into the database file.
-const WAL_BYTES_MAX: u64 = 8 * 1024 * 1024;
-/// How often the length of the log is looked at.
+/// After so many changes the log of changes is moved into the database file; a change takes some 10 KiB of it.
+const UNMOVED_MAX: usize = 1000;
+/// How often it is looked whether there are so many.
 const CHECKPOINT_PERIOD: Duration = Duration::from_secs(1);
 /// The layout that this program writes.
 const LAYOUT: i64 = 1;
@@ -119,6 +120,8 @@ struct Shared {
     keeping: Mutex<Keeping>,
     some_keeping: Condvar,
     readers: Mutex<Vec<Connection>>,
+    /// Changes that were made since the log was moved last.
+    unmoved: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -217,6 +220,7 @@ impl State {
             keeping: Mutex::default(),
             some_keeping: Condvar::new(),
             readers: Mutex::default(),
+            unmoved: AtomicUsize::new(0),
         });
         let mut threads = Threads { shared: shared.clone(), writer: None, keeper: None };
         threads.writer = Some(start_thread("state-writer", shared.clone(), move |shared| write(shared, writer))?);
@@ -363,6 +367,7 @@ fn write(shared: &Shared, mut connection: Connection) {
         let count = pending.changes.len().min(BATCH_MAX);
         let mut batch: Vec<_> = pending.changes.drain(..count).collect();
         drop(pending);
+        shared.unmoved.fetch_add(count, Ordering::Relaxed);
         match commit(&mut connection, &mut batch) {
             Ok(()) => batch.into_iter().for_each(|entry| entry.settle(Ok(()), shared)),
             // One of them is at fault; alone, each fails or succeeds for itself.
@@ -389,6 +394,7 @@ fn commit_alone(connection: &mut Connection, entry: Box<dyn Entry>, shared: &Sha
 /// The keeper: brings the log of changes to the disk for those who wait for that, and moves a long one into the
 /// database file.
 fn keep(shared: &Shared, wal: &File) {
+    let mut checkpointer = None;
     loop {
         let mut keeping = lock(&shared.keeping);
         if keeping.waiting.is_empty() && !keeping.closing {
@@ -407,21 +413,30 @@ fn keep(shared: &Shared, wal: &File) {
         } else if closing {
             return;
         }
-        checkpoint_if_long(shared, wal);
+        checkpoint_if_long(shared, &mut checkpointer);
     }
 }
 
-fn checkpoint_if_long(shared: &Shared, wal: &File) {
-    let is_long = wal.metadata().is_ok_and(|metadata| metadata.len() > WAL_BYTES_MAX);
-    if !is_long {
+fn checkpoint_if_long(shared: &Shared, checkpointer: &mut Option<Connection>) {
+    if shared.unmoved.load(Ordering::Relaxed) < UNMOVED_MAX {
         return;
     }
-    // PASSIVE waits for nobody. Once all of the log is in the file, the writer starts again at the log's beginning.
-    let moved = open_checkpointer(&shared.file)
-        .and_then(|connection| Ok(connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?));
-    if let Err(error) = moved {
-        tracing::warn!(%error, "could not move the database's log into its file");
+    shared.unmoved.store(0, Ordering::Relaxed);
+    if let Err(error) = checkpoint(shared, checkpointer) {
+        tracing::warn!(error = %error, "could not move the database's log into its file");
     }
+}
+
+/// Moves the log into the file. PASSIVE waits for nobody; once all of the log is in the file, the writer starts again
+/// at the log's beginning.
+fn checkpoint(shared: &Shared, checkpointer: &mut Option<Connection>) -> Result<(), StateError> {
+    let connection = match checkpointer.take() {
+        Some(connection) => connection,
+        None => open_checkpointer(&shared.file)?,
+    };
+    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
+    *checkpointer = Some(connection);
+    Ok(())
 }
 
 fn open_writer(file: &Path) -> Result<Connection, StateError> {
@@ -523,6 +538,23 @@ mod tests {
             .read_now(|connection| connection.query_row("SELECT count(*) FROM tokens", [], |row| row.get(0)))
             .expect("reads");
         assert_eq!(rows, 500);
+    }
+
+    #[tokio::test]
+    async fn the_log_of_changes_does_not_grow_without_end() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let state = State::open(folder.path()).expect("opens");
+        for round in 0..6 {
+            for index in 0..UNMOVED_MAX {
+                let name = format!("{round}-{index}");
+                drop(state.write(move |transaction| add_token(transaction, &name)).expect("room"));
+            }
+            state.write(|_| Ok(())).expect("room").committed().await.expect("commits");
+            checkpoint(&state.shared, &mut None).expect("moves the log");
+        }
+        let length = std::fs::metadata(folder.path().join("state.db-wal")).expect("a log").len();
+        let file = std::fs::metadata(folder.path().join("state.db")).expect("a file").len();
+        assert!(length < file * 4, "{length} bytes of log for {file} bytes of database");
     }
 
     #[test]
