@@ -15,6 +15,7 @@ use std::time::Instant;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::fs::Mode;
 use rustix::process::{
     DumpableBehavior, Signal as DeathSignal, set_dumpable_behavior, set_parent_process_death_signal,
 };
@@ -135,6 +136,8 @@ fn prepare(frame: &Frame, birth: &Terms<'_>, kept: Kept) -> Result<(Identity, Ph
     network::enter_empty()?;
     phases.network_us = watch.lap_us();
     let identity = mounts::enter_sandbox_root(frame, kept.id_map.as_fd(), birth.first_id)?;
+    // The launcher's own is 0; a command expects the usual one.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     nix::unistd::sethostname(&frame.hostname).map_err(failed("set", "the host name"))?;
     phases.mounts_us = watch.lap_us();
     nix::unistd::setsid().map_err(failed("start", "a session"))?;

@@ -10,7 +10,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::isolation::cgroup::CgroupError;
 use crate::isolation::seccomp::Filter;
@@ -257,7 +257,7 @@ impl Launcher {
             && let Some(mut run) = sandbox.run.take()
         {
             let phases = sandbox.phases;
-            let figures = take_stock(sandbox, &mut run.evidence);
+            let figures = take_stock(sandbox, &mut run.evidence, run.began.elapsed());
             let detail = match &run.evidence.word {
                 Some(Ok(finished)) => finished.detail.clone(),
                 _ => String::new(),
@@ -322,10 +322,11 @@ impl Launcher {
 }
 
 /// Reads what a dead sandbox used; what the limits did goes into the evidence.
-fn take_stock(sandbox: &Sandbox, evidence: &mut Evidence) -> Figures {
+fn take_stock(sandbox: &Sandbox, evidence: &mut Evidence, since_command: Duration) -> Figures {
     let wall_us = match &evidence.word {
         Some(Ok(finished)) => finished.wall_us,
-        _ => 0,
+        // Pid 1 died before it could say.
+        _ => u64::try_from(since_command.as_micros()).unwrap_or(u64::MAX),
     };
     match sandbox.place.group.usage() {
         Ok(usage) => {

@@ -49,6 +49,7 @@ pub(super) struct Sandbox {
 pub(super) struct Run {
     pub(super) token: u64,
     pub(super) evidence: Evidence,
+    pub(super) began: Instant,
     pub(super) cpu_time: Duration,
     pub(super) cpu_cores: f64,
     pub(super) look_at: Instant,
@@ -88,9 +89,11 @@ impl Sandbox {
         let limits = &launch.spec.limits;
         let cpu_time = Duration::from_millis(limits.cpu_time_ms);
         let cpu_cores = f64::from(limits.cpu_milli) / 1000.0;
-        let look_at = Instant::now() + cpu_time.div_f64(cpu_cores).max(CPU_LOOK_MIN);
+        let began = Instant::now();
+        let look_at = began + cpu_time.div_f64(cpu_cores).max(CPU_LOOK_MIN);
         let token = launch.token;
-        self.run = Some(Run { token, evidence: Evidence::default(), cpu_time, cpu_cores, look_at, kill_at: None });
+        self.run =
+            Some(Run { token, evidence: Evidence::default(), began, cpu_time, cpu_cores, look_at, kill_at: None });
         self.undelivered = Some(launch);
         self.deliver()
     }
