@@ -434,10 +434,11 @@ fn an_overlay_of_layers_shows_what_the_image_means() {
     assert_eq!(devices, "", "whiteouts are not seen");
 }
 
+/// The part of `a_layer_unpacks_in_a_user_namespace` that runs in there; that test starts it. By itself it has nothing
+/// to unpack, and is no skipped test either.
 #[test]
-#[ignore = "runs inside the user namespace that `a_layer_unpacks_in_a_user_namespace` makes"]
 fn inside_the_user_namespace() {
-    let folder = std::env::var_os("AMPOULE_TEST_LAYER").unwrap();
+    let Some(folder) = std::env::var_os("AMPOULE_TEST_LAYER") else { return };
     let root = File::open(Path::new(&folder).join("root")).unwrap();
     unpack(File::open(Path::new(&folder).join("layer.tar")).unwrap(), root.as_fd(), UnpackLimits::default()).unwrap();
 }
@@ -463,7 +464,7 @@ fn run_in_user_namespace(test: &str, folder: &Path) {
     let output = Command::new("nsenter")
         .args([&format!("--user={namespace}"), "--setuid=0", "--setgid=0", "--"])
         .arg(&program)
-        .args(["--exact", test, "--ignored"])
+        .args(["--exact", test])
         .env("AMPOULE_TEST_LAYER", folder)
         .output();
     holder.kill().unwrap();
