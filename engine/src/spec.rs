@@ -334,6 +334,17 @@ pub struct Phases {
     pub exec_us: u64,
 }
 
+/// A file that the artifact globs match and that did not come out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// Its absolute path in the sandbox.
+    pub path: String,
+    /// Its size, in bytes.
+    pub size_bytes: u64,
+    /// Why it was left out, for people.
+    pub reason: String,
+}
+
 /// The last word of a sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
@@ -345,6 +356,8 @@ pub struct Exit {
     pub figures: Figures,
     /// How its launch went.
     pub phases: Phases,
+    /// Which artifacts were left out; the first ones, when there were many.
+    pub left_out: Vec<LeftOut>,
 }
 
 #[cfg(test)]

@@ -194,10 +194,16 @@ fn conclude(exit: Result<Exit, NoExit>, drain: Duration, rest: Option<Rest>, is_
     };
     let phases = Some(phases(&exit.phases, drain));
     let figures = Some(figures(&exit.figures));
-    let Some(((stdout, stderr), (artifacts, problem))) = rest else {
+    let Some(((stdout, stderr), (mut artifacts, problem))) = rest else {
         let ending = failed_ending(true, "the output did not end with the sandbox");
         return Ran { figures, phases, ..unstarted(ending) };
     };
+    artifacts.extend(exit.left_out.into_iter().map(|file| Artifact {
+        path: file.path,
+        size_bytes: file.size_bytes,
+        sha256: None,
+        left_out: Some(file.reason),
+    }));
     let ending = match stdout.and(stderr) {
         Err(error) => failed_ending(true, format!("the output could not be read: {error}")),
         // Who writes too much has ended by that, even if the command was quicker than the order to stop.

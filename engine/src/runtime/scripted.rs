@@ -101,6 +101,7 @@ fn play(scene: Scene, input: &Input) -> Result<Running, RuntimeError> {
             detail: String::new(),
             figures: Figures::default(),
             phases: Phases::default(),
+            left_out: Vec::new(),
         });
     });
     let stop = Box::new(move |reason| {

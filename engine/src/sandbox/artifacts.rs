@@ -7,28 +7,21 @@ use std::path::{Path, PathBuf};
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
-use crate::spec::Artifacts;
+use crate::spec::{Artifacts, LeftOut};
 
 /// Most files and folders that are looked at: what one job can make in its writable paths is far below.
 const ENTRIES_MAX: usize = 1_000_000;
-/// Most omissions that are told one by one.
-const OMISSIONS_MAX: usize = 20;
+/// Most omissions that are told.
+const LEFT_OUT_MAX: usize = 20;
 
-/// Writes the matching regular files of the writable paths to `pipe`, and returns what was left out and why, a line
-/// each, for people. Links are not followed: what is collected is what the job wrote.
-pub(crate) fn collect(wanted: &Artifacts, writable: &[String], pipe: File) -> String {
-    let mut collection = Collection { wanted, tar: tar::Builder::new(pipe), files: 0, bytes: 0, omitted: Vec::new() };
+/// Writes the matching regular files of the writable paths to `pipe`. Links are not followed: what is collected is what
+/// the job wrote. Returns what was left out, and what went wrong, for people.
+pub(crate) fn collect(wanted: &Artifacts, writable: &[String], pipe: File) -> (Vec<LeftOut>, String) {
+    let mut collection = Collection { wanted, tar: tar::Builder::new(pipe), files: 0, bytes: 0, left_out: Vec::new() };
     let walked = compile(&wanted.globs).map_err(io::Error::other).and_then(|globs| collection.walk(&globs, writable));
     let finished = walked.and_then(|()| collection.tar.finish());
-    if let Err(error) = finished {
-        collection.omitted.push(format!("collecting artifacts stopped: {error}"));
-    }
-    let told = collection.omitted.len().min(OMISSIONS_MAX);
-    let mut lines = collection.omitted[..told].join("\n");
-    if collection.omitted.len() > told {
-        lines.push_str(&format!("\nand {} more", collection.omitted.len() - told));
-    }
-    lines
+    let problem = finished.err().map(|error| format!("collecting artifacts stopped: {error}"));
+    (collection.left_out, problem.unwrap_or_default())
 }
 
 /// Compiles glob patterns in which `*` and `?` stay within a folder and `**` does not.
@@ -48,7 +41,7 @@ struct Collection<'a> {
     tar: tar::Builder<File>,
     files: u64,
     bytes: u64,
-    omitted: Vec<String>,
+    left_out: Vec<LeftOut>,
 }
 
 impl Collection<'_> {
@@ -89,16 +82,23 @@ impl Collection<'_> {
             None
         };
         if let Some(reason) = limit {
-            self.omitted.push(format!("left out {}: {reason}", path.display()));
+            self.leave_out(path, metadata, reason);
             return Ok(());
         }
         let opened = File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path);
         match opened {
             Ok(file) => self.write(path, metadata, file),
             Err(error) => {
-                self.omitted.push(format!("left out {}: {error}", path.display()));
+                self.leave_out(path, metadata, error.to_string());
                 Ok(())
             }
+        }
+    }
+
+    fn leave_out(&mut self, path: &Path, metadata: &Metadata, reason: String) {
+        if self.left_out.len() < LEFT_OUT_MAX {
+            let path = path.display().to_string();
+            self.left_out.push(LeftOut { path, size_bytes: metadata.len(), reason });
         }
     }
 

@@ -113,12 +113,15 @@ pub(crate) fn run(sandbox: &Prepared, start: &Start, descriptors: Vec<OwnedFd>) 
         wall_limit: end.wall_limit,
         disk_full: end.status != CommandStatus::Exited(0) && sandbox.writable.iter().any(|path| is_full(path)),
         detail: String::new(),
+        left_out: Vec::new(),
         wall_us: microseconds(began.elapsed()) - exec_us,
         exec_us,
     };
+    // What is told next is final: nothing of the command is left that could write, or be counted.
+    end_all_others();
     if let Some(pipe) = streams.artifacts {
-        end_all_others();
-        finished.detail = artifacts::collect(&start.artifacts, &sandbox.writable, File::from(pipe));
+        (finished.left_out, finished.detail) =
+            artifacts::collect(&start.artifacts, &sandbox.writable, File::from(pipe));
     }
     Ok(finished)
 }
@@ -169,7 +172,15 @@ struct Refusal {
 impl Refusal {
     fn into_finished(self, exec_us: u64) -> Finished {
         let status = CommandStatus::Exited(self.code);
-        Finished { status, wall_limit: false, disk_full: false, detail: self.detail, wall_us: 0, exec_us }
+        Finished {
+            status,
+            wall_limit: false,
+            disk_full: false,
+            detail: self.detail,
+            left_out: Vec::new(),
+            wall_us: 0,
+            exec_us,
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{Artifacts, Exit, Frame, LayerId, Phases, SandboxSpec, StopReason};
+use crate::spec::{Artifacts, Exit, Frame, LayerId, LeftOut, Phases, SandboxSpec, StopReason};
 
 /// Largest message: a command of the largest size, its frame, and room for framing.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 256 * 1024;
@@ -127,6 +127,7 @@ pub(crate) struct Finished {
     /// Whether a writable path had no room left.
     pub(crate) disk_full: bool,
     pub(crate) detail: String,
+    pub(crate) left_out: Vec<LeftOut>,
     pub(crate) wall_us: u64,
     pub(crate) exec_us: u64,
 }

@@ -1,7 +1,9 @@
 //! Places for sandboxes: an id range, the user namespace and the id map made for it, and a control group each.
 //! A place serves one sandbox after another; what must not be shared between two of them is not part of it.
 
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use crate::isolation::cgroup::{self, CgroupError, Group};
 use crate::isolation::users;
@@ -19,10 +21,16 @@ pub(crate) struct Place {
     pub(crate) group: Group,
 }
 
+/// How long a place rests after its sandbox is gone. The kernel takes network namespaces and the like down later, and
+/// until then their memory is charged to the control group, which would have to be made anew.
+const REST: Duration = Duration::from_millis(40);
+
 /// All places of a launcher.
 pub(crate) struct Places {
     root: cgroup::Root,
     free: Vec<Place>,
+    /// Given back, and when, oldest first.
+    resting: VecDeque<(Instant, Place)>,
     /// Indexes that were given back without a place that could be used again.
     unused: Vec<u32>,
     made: u32,
@@ -43,7 +51,7 @@ pub(crate) enum PlaceError {
 impl Places {
     /// No place yet, and at most `most` at a time.
     pub(crate) fn new(root: cgroup::Root, most: u32) -> Places {
-        Places { root, free: Vec::new(), unused: Vec::new(), made: 0, most }
+        Places { root, free: Vec::new(), resting: VecDeque::new(), unused: Vec::new(), made: 0, most }
     }
 
     /// A free place, or a new one.
@@ -56,6 +64,10 @@ impl Places {
         }
         let index = match self.unused.pop() {
             Some(index) => index,
+            None if self.made == self.most && !self.resting.is_empty() => {
+                self.renew()?;
+                return self.free.pop().ok_or(PlaceError::Full(self.most));
+            }
             None if self.made == self.most => return Err(PlaceError::Full(self.most)),
             None => {
                 self.made += 1;
@@ -77,11 +89,29 @@ impl Places {
         Ok(Place { index, first_id, user_namespace, id_map, group })
     }
 
-    /// Takes a place back whose sandbox is gone. Its control group is used again where that leaves no trace.
+    /// Takes a place back whose sandbox is gone.
+    pub(crate) fn give_back(&mut self, place: Place) {
+        self.resting.push_back((Instant::now(), place));
+    }
+
+    /// When the next place has rested.
+    pub(crate) fn next_rested(&self) -> Option<Instant> {
+        self.resting.front().map(|(since, _)| *since + REST)
+    }
+
+    /// Makes a place that has rested free again. Its control group is used again where that leaves no trace.
     ///
     /// # Errors
     /// What kept its control group from being reset; the index is not used again then.
-    pub(crate) fn give_back(&mut self, place: Place) -> Result<(), PlaceError> {
+    pub(crate) fn renew_one(&mut self, now: Instant) -> Result<(), PlaceError> {
+        match self.next_rested() {
+            Some(due) if due <= now => self.renew(),
+            _ => Ok(()),
+        }
+    }
+
+    fn renew(&mut self) -> Result<(), PlaceError> {
+        let Some((_, place)) = self.resting.pop_front() else { return Ok(()) };
         let Place { index, first_id, user_namespace, id_map, group } = place;
         let group = match group.recycle()? {
             Some(group) => group,
@@ -102,7 +132,7 @@ impl Places {
     /// # Errors
     /// The folder that could not be removed.
     pub(crate) fn remove(self) -> Result<(), CgroupError> {
-        drop(self.free);
+        drop((self.free, self.resting));
         self.root.sweep()?;
         self.root.remove()
     }

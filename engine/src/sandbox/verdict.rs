@@ -56,7 +56,15 @@ mod tests {
     use super::*;
 
     fn finished(status: CommandStatus) -> Finished {
-        Finished { status, wall_limit: false, disk_full: false, detail: String::new(), wall_us: 0, exec_us: 0 }
+        Finished {
+            status,
+            wall_limit: false,
+            disk_full: false,
+            detail: String::new(),
+            left_out: Vec::new(),
+            wall_us: 0,
+            exec_us: 0,
+        }
     }
 
     fn check(evidence: Evidence, expected: Ending) {

@@ -94,7 +94,8 @@ impl Launcher {
     /// Works until the service is gone.
     pub(super) fn run(mut self) -> Result<(), SysError> {
         loop {
-            let due = self.keep_time()?;
+            let rested = if self.is_quiet() { self.renew_places() } else { None };
+            let due = [self.keep_time()?, rested].into_iter().flatten().min();
             let events = self.poller.wait(self.next_wake(due))?;
             for source in &events {
                 if !self.handle(*source)? {
@@ -129,11 +130,11 @@ impl Launcher {
             Source::Service => return self.hear_service(),
             Source::Zygote(number) => self.zygote_speaks(number)?,
             Source::Sandbox(number) => {
-                self.sandbox_speaks(number);
+                self.sandbox_speaks(number)?;
             }
             Source::Process(number) => {
                 // Its last word was sent before it died: it is heard first.
-                while self.sandbox_speaks(number) {}
+                while self.sandbox_speaks(number)? {}
                 self.died(number)?;
             }
             Source::Worker(number) => self.worker_died(number)?,
@@ -167,23 +168,23 @@ impl Launcher {
     }
 
     /// Hears one word of a sandbox, if there is one; false when there is none, now or ever.
-    fn sandbox_speaks(&mut self, number: u64) -> bool {
+    fn sandbox_speaks(&mut self, number: u64) -> Result<bool, SysError> {
         let mut buffer = std::mem::take(&mut self.buffer);
         let heard = self.control_of(number).map(|control| receive::<InitReply>(control, &mut buffer));
         self.buffer = buffer;
         match heard {
             Some(Ok(Some((reply, _)))) => {
-                self.hear_init(number, reply);
-                true
+                self.hear_init(number, reply)?;
+                Ok(true)
             }
             // The end of the conversation, or one that makes no sense: the death of the process says the rest.
             Some(Ok(None) | Err(_)) => {
                 if let Some(control) = self.control_of(number) {
                     self.poller.remove(control);
                 }
-                false
+                Ok(false)
             }
-            None => false,
+            None => Ok(false),
         }
     }
 

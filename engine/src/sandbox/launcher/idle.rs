@@ -1,7 +1,7 @@
 //! What a launcher does while nobody waits: it takes dead sandboxes down and makes new ones ahead.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::sandbox::launcher::lifecycle::Launcher;
 use crate::sandbox::launcher::live::{Sandbox, end_process};
@@ -35,14 +35,17 @@ impl Launcher {
     pub(super) fn tear_one_down(&mut self) -> bool {
         let Some(Teardown { place, held }) = self.teardowns.pop_front() else { return false };
         drop(held);
-        if let Err(error) = self.places.give_back(place) {
-            super::report(&SysError {
-                call: "reset",
-                subject: "a sandbox's place".to_owned(),
-                source: std::io::Error::other(in_one_line(&error)),
-            });
-        }
+        self.places.give_back(place);
         true
+    }
+
+    /// Makes places that have rested free again; when the next one will have.
+    pub(super) fn renew_places(&mut self) -> Option<Instant> {
+        if let Err(error) = self.places.renew_one(Instant::now()) {
+            let source = std::io::Error::other(in_one_line(&error));
+            super::report(&SysError { call: "reset", subject: "a sandbox's place".to_owned(), source });
+        }
+        self.places.next_rested()
     }
 
     /// Starts one sandbox that is missing by the plan, or ends one that is too many; says whether it did.
@@ -65,7 +68,7 @@ impl Launcher {
     }
 
     fn idle_of(&self, frame: &Frame) -> usize {
-        self.sandboxes.values().filter(|sandbox| sandbox.run.is_none() && sandbox.frame == *frame).count()
+        self.sandboxes.values().filter(|sandbox| sandbox.is_unused() && sandbox.frame == *frame).count()
     }
 
     /// Ends a sandbox that has no command, at once.
@@ -86,7 +89,7 @@ impl Launcher {
     /// Sandboxes with a command, and without one.
     pub(super) fn count(&self) -> (u64, u64) {
         let live = self.numbers.len();
-        (live as u64, (self.sandboxes.len() - live) as u64)
+        (live as u64, self.sandboxes.values().filter(|sandbox| sandbox.is_unused()).count() as u64)
     }
 
     /// Whether a command runs on this layer.
@@ -97,7 +100,7 @@ impl Launcher {
     /// Ends everything idle that stands on this layer.
     pub(super) fn let_go_of(&mut self, layer: &LayerId) -> Result<(), SysError> {
         self.demand.forget_where(|frame| frame.layers.contains(layer));
-        let on_it = |sandbox: &Sandbox| sandbox.run.is_none() && sandbox.frame.layers.contains(layer);
+        let on_it = |sandbox: &Sandbox| sandbox.is_unused() && sandbox.frame.layers.contains(layer);
         let idle: Vec<u64> =
             self.sandboxes.iter().filter(|(_, sandbox)| on_it(sandbox)).map(|(number, _)| *number).collect();
         for number in idle {

@@ -143,9 +143,7 @@ impl Launcher {
             Ok(Some((outcome, _))) => outcome,
             _ => Err(died_of(&place)),
         };
-        if let Err(error) = self.places.give_back(place) {
-            super::report(&failed("reset", "a worker's place")(std::io::Error::other(in_one_line(&error))));
-        }
+        self.places.give_back(place);
         match (task, outcome) {
             (Task::Unpack { token }, outcome) => {
                 let result = outcome.and_then(|unpacked| {

@@ -105,7 +105,8 @@ impl Launcher {
             Ok(()) => Ok(()),
             Err(failure) => {
                 let ending = Ending::Failed { reason: in_one_line(&failure), retryable: failure.is_retryable() };
-                self.tell_exit(token, ending, String::new(), Figures::default(), Phases::default())
+                let (figures, phases) = (Figures::default(), Phases::default());
+                self.tell_exit(token, Exit { ending, detail: String::new(), figures, phases, left_out: Vec::new() })
             }
         }
     }
@@ -165,6 +166,7 @@ impl Launcher {
             undelivered: None,
             phases: Phases::default(),
             is_prepared: false,
+            is_spent: false,
             held: Vec::new(),
             run: None,
         };
@@ -217,9 +219,10 @@ impl Launcher {
         self.conclude(number)
     }
 
-    /// What pid 1 of a sandbox says.
-    pub(super) fn hear_init(&mut self, number: u64, reply: InitReply) {
-        let Some(sandbox) = self.sandboxes.get_mut(&number) else { return };
+    /// What pid 1 of a sandbox says. After its last word nothing of the command is left, so that the end is told
+    /// without waiting for pid 1 itself.
+    pub(super) fn hear_init(&mut self, number: u64, reply: InitReply) -> Result<(), SysError> {
+        let Some(sandbox) = self.sandboxes.get_mut(&number) else { return Ok(()) };
         match (reply, &mut sandbox.run) {
             (InitReply::Ready { phases }, run) => {
                 sandbox.is_prepared = true;
@@ -227,6 +230,7 @@ impl Launcher {
                 if run.is_some() {
                     sandbox.phases = Phases { clone_us: sandbox.phases.clone_us, ..phases };
                 }
+                return Ok(());
             }
             (InitReply::Failed { reason, retryable }, Some(run)) => run.evidence.word = Some(Err((reason, retryable))),
             (InitReply::Finished(finished), Some(run)) => {
@@ -236,6 +240,7 @@ impl Launcher {
             // A frame that cannot be prepared is not tried again before somebody asks for it.
             (InitReply::Failed { .. } | InitReply::Finished(_), None) => self.demand.forget(&sandbox.frame.clone()),
         }
+        self.tell_end(number)
     }
 
     pub(super) fn control_of(&self, number: u64) -> Option<BorrowedFd<'_>> {
@@ -251,33 +256,31 @@ impl Launcher {
         self.conclude(number)
     }
 
-    /// Tells how a sandbox ended, and puts what is left of it aside.
+    /// Tells how a dead sandbox ended, if that was not told before, and puts what is left of it aside.
     fn conclude(&mut self, number: u64) -> Result<(), SysError> {
-        if let Some(sandbox) = self.sandboxes.get_mut(&number)
-            && let Some(mut run) = sandbox.run.take()
-        {
-            let phases = sandbox.phases;
-            let figures = take_stock(sandbox, &mut run.evidence, run.began.elapsed());
-            let detail = match &run.evidence.word {
-                Some(Ok(finished)) => finished.detail.clone(),
-                _ => String::new(),
-            };
-            self.numbers.remove(&run.token);
-            self.tell_exit(run.token, decide(&run.evidence), detail, figures, phases)?;
-        }
+        self.tell_end(number)?;
         self.bury(number);
         Ok(())
     }
 
-    fn tell_exit(
-        &self,
-        token: u64,
-        ending: Ending,
-        detail: String,
-        figures: Figures,
-        phases: Phases,
-    ) -> Result<(), SysError> {
-        self.reply(&Reply::Exit { token, exit: Exit { ending, detail, figures, phases } })
+    /// Tells how the command of a sandbox ended.
+    fn tell_end(&mut self, number: u64) -> Result<(), SysError> {
+        let Some(sandbox) = self.sandboxes.get_mut(&number) else { return Ok(()) };
+        sandbox.is_spent = true;
+        let Some(mut run) = sandbox.run.take() else { return Ok(()) };
+        let phases = sandbox.phases;
+        let figures = take_stock(sandbox, &mut run.evidence, run.began.elapsed());
+        let ending = decide(&run.evidence);
+        let (detail, left_out) = match run.evidence.word {
+            Some(Ok(finished)) => (finished.detail, finished.left_out),
+            _ => (String::new(), Vec::new()),
+        };
+        self.numbers.remove(&run.token);
+        self.tell_exit(run.token, Exit { ending, detail, figures, phases, left_out })
+    }
+
+    fn tell_exit(&self, token: u64, exit: Exit) -> Result<(), SysError> {
+        self.reply(&Reply::Exit { token, exit })
     }
 
     /// Asks for the end of a command.

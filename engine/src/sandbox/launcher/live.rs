@@ -40,6 +40,8 @@ pub(super) struct Sandbox {
     pub(super) undelivered: Option<Launch>,
     pub(super) phases: Phases,
     pub(super) is_prepared: bool,
+    /// Its end has been told; only its process is left, for a moment.
+    pub(super) is_spent: bool,
     /// Kept past the end, so that taking the namespaces down is not waited for.
     pub(super) held: Vec<OwnedFd>,
     pub(super) run: Option<Run>,
@@ -81,7 +83,12 @@ impl Sandbox {
 
     /// Whether it could take a command at once.
     pub(super) fn is_idle(&self) -> bool {
-        self.run.is_none() && self.is_prepared
+        self.is_unused() && self.is_prepared
+    }
+
+    /// Whether it has had no command yet.
+    pub(super) fn is_unused(&self) -> bool {
+        self.run.is_none() && !self.is_spent
     }
 
     /// Gives the sandbox its command, now or as soon as it is born.
