@@ -70,7 +70,7 @@ play() {
     if [ -s "$folder/job.json" ]; then
         ended=$(jq -r '.ending | .kind + (if .exit_code then " " + (.exit_code | tostring) else "" end)' "$folder/job.json")
         took=$(jq -r '.figures.wall_us // 0 | . / 1000 | tostring | .[0:7] + " ms"' "$folder/job.json")
-        peak=$(jq -r '.figures.memory_peak_bytes // 0 | . / 1048576 | floor | tostring + " MiB"' "$folder/job.json")
+        peak=$(jq -r '.figures.memory_peak_bytes // 0 | . / 104857.6 | floor / 10 | tostring + " MiB"' "$folder/job.json")
         said=$(jq -r '.ending.detail // .stdout.text // "" | split("\n")[0] // ""' "$folder/job.json")
     else
         ended=denied took=- peak=-
@@ -89,7 +89,7 @@ play_all() {
     play "hello again, in a warm sandbox" "exited 0" "$image" -- echo "hello once more"
     play "a program that fails" "exited 3" "$image" --shell 'echo "cannot do it"; exit 3'
     play "a program that crashes" "signaled" "$image" --shell 'kill -SEGV $$'
-    play "64 MiB where 16 are allowed" "out_of_memory" --memory 16m "$image" -- tail /dev/zero
+    play "ever more memory, 16 MiB allowed" "out_of_memory" --memory 16m "$image" -- tail /dev/zero
     play "a fork bomb" "pids_limit" --pids 24 --timeout 10s "$image" --shell 'while :; do sleep 60 & done'
     play "an endless loop" "wall_limit" --timeout 1s "$image" --shell 'while :; do :; done'
     play "more processor time than is allowed" "cpu_limit" --cpu-time 500ms --timeout 20s "$image" --shell 'while :; do :; done'

@@ -334,7 +334,14 @@ fn health_metrics_and_the_description_of_the_api_are_there() {
         let value = line.rsplit(' ').next().unwrap_or("");
         assert!(value.parse::<f64>().is_ok(), "not the text format: {line}");
     }
-    assert!(metrics.contains("ampoule_"), "{metrics}");
+    // The state of a launch, phase by phase, so that a regression shows where.
+    for phase in ["clone", "cgroup", "network", "mounts", "credentials", "seccomp", "exec", "drain"] {
+        let has = |line: &str| line.starts_with("ampoule_launch_phase_seconds_count") && line.contains(phase);
+        assert!(metrics.lines().any(has), "{phase}: {metrics}");
+    }
+    for name in ["ampoule_jobs_ended_total", "ampoule_queue_jobs", "ampoule_sandboxes_warm"] {
+        assert!(metrics.contains(name), "{name}: {metrics}");
+    }
 }
 
 #[test]
