@@ -313,7 +313,7 @@ fn mean(written: Written, flags: &Flags) -> Result<Config, ConfigError> {
         concurrency,
         queue: positive("queue", flags.queue.or(written.queue).unwrap_or(10_000))?,
         warm: flags.warm.or(written.warm).unwrap_or(concurrency),
-        threads: positive("threads", written.threads.unwrap_or(processors.max(2)))?,
+        threads: positive("threads", written.threads.unwrap_or(processors.div_ceil(2)))?,
         drain,
         log_format: flags.log_format.or(written.log_format).unwrap_or_default(),
         bodies: Bodies {
