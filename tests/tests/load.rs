@@ -67,7 +67,8 @@ fn run_in_a_row(service: &Service, count: u32) {
                     let headers = [("content-type", "application/json")];
                     let answer = connection.send("POST", "/v1/jobs?wait=60", &headers, &body).expect("it answers");
                     let job: Job = answer.json();
-                    assert_eq!(job.ending.and_then(|ending| ending.exit_code), Some(0));
+                    let code = job.ending.as_ref().and_then(|ending| ending.exit_code);
+                    assert_eq!(code, Some(0), "{:?} {:?}", job.ending, job.figures);
                 }
             });
         }
