@@ -176,7 +176,7 @@ impl Launcher {
         rustix::process::umask(Mode::empty());
         check_state(config)?;
         let most = raise_descriptor_limit();
-        let sandboxes_max = config.sandboxes_max.min(most / DESCRIPTORS_PER_SANDBOX);
+        let sandboxes_max = config.sandboxes_max.min(most / DESCRIPTORS_PER_SANDBOX / PLACES_PER_SANDBOX);
         let layers = open_layers(&config.state)?;
         let root = cgroup::Hierarchy::discover()?.root(&instance_name(&config.state))?;
         root.sweep()?;
@@ -185,7 +185,7 @@ impl Launcher {
             service,
             layers,
             image_namespace,
-            Places::new(root, sandboxes_max.max(1)),
+            Places::new(root, sandboxes_max.max(1) * PLACES_PER_SANDBOX),
             seccomp::compile(seccomp::Profile::Job)?,
             seccomp::compile(seccomp::Profile::Worker)?,
             config.warm_sandboxes.min(sandboxes_max / 2) as usize,
@@ -196,6 +196,8 @@ impl Launcher {
     }
 }
 
+/// Places for each sandbox that may live: while one lives, the last one in its row is taken down, and rests.
+const PLACES_PER_SANDBOX: u32 = 3;
 /// Descriptors that a sandbox takes of the launcher at most: sockets, namespaces, control group files.
 const DESCRIPTORS_PER_SANDBOX: u32 = 32;
 

@@ -102,6 +102,7 @@ impl Launcher {
                     return self.end_all();
                 }
             }
+            self.dispatch_waiting()?;
             if events.is_empty() && self.is_quiet() && !self.tear_one_down() && !self.adjust_pool() {
                 self.tell_census()?;
                 self.is_settled = true;
@@ -149,7 +150,7 @@ impl Launcher {
             Request::Launch { token, spec, has_files, has_artifacts } => {
                 self.dispatch(Launch { token, spec: *spec, has_files, has_artifacts, descriptors })?;
             }
-            Request::Stop { token, reason } => self.stop(token, reason),
+            Request::Stop { token, reason } => self.stop(token, reason)?,
             Request::Unpack { token } => self.unpack(token, descriptors.pop())?,
             Request::Remove { token, layer } => self.remove_layer(token, &layer)?,
         }

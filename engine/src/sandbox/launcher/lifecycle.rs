@@ -26,6 +26,9 @@ use crate::sandbox::verdict::{Evidence, decide};
 use crate::spec::{Ending, Exit, Figures, Frame, Limits, Phases, StopReason};
 use crate::sys::{SysError, failed, in_one_line};
 
+/// Most commands that wait for a place: the service sends no more than there are places, so that few ever do.
+const WAITING_MAX: usize = 4096;
+
 /// Everything the launcher knows.
 pub(crate) struct Launcher {
     pub(crate) service: OwnedFd,
@@ -41,6 +44,8 @@ pub(crate) struct Launcher {
     pub(super) workers: HashMap<u64, Worker>,
     pub(super) demand: Demand,
     pub(super) teardowns: VecDeque<Teardown>,
+    /// Commands for which there is no place yet.
+    pub(super) waiting: VecDeque<Launch>,
     next_number: u64,
     pub(super) last_dispatch: Instant,
     pub(super) warm_hits: u64,
@@ -77,6 +82,7 @@ impl Launcher {
             workers: HashMap::new(),
             demand: Demand::new(warm_sandboxes),
             teardowns: VecDeque::new(),
+            waiting: VecDeque::new(),
             next_number: 1,
             last_dispatch: Instant::now(),
             warm_hits: 0,
@@ -96,41 +102,77 @@ impl Launcher {
         send(&self.service, reply, &[]).map_err(failed("answer", "the service"))
     }
 
-    /// Gives a command its sandbox. Whatever is in the way becomes its ending.
+    /// Gives a command its sandbox, or has it wait for a place. Whatever else is in the way becomes its ending.
     pub(super) fn dispatch(&mut self, launch: Launch) -> Result<(), SysError> {
         self.last_dispatch = Instant::now();
         self.demand.note(&launch.spec.frame, &launch.spec.limits);
-        let token = launch.token;
-        match self.start(launch) {
-            Ok(()) => Ok(()),
-            Err(failure) => {
-                let ending = Ending::Failed { reason: in_one_line(&failure), retryable: failure.is_retryable() };
-                let (figures, phases) = (Figures::default(), Phases::default());
-                self.tell_exit(token, Exit { ending, detail: String::new(), figures, phases, left_out: Vec::new() })
-            }
-        }
+        if self.waiting.is_empty() { self.try_dispatch(launch).map(drop) } else { self.wait_for_place(launch) }
     }
 
-    fn start(&mut self, launch: Launch) -> Result<(), StartFailure> {
-        let warm = self.find_warm(&launch.spec.frame);
-        let number = match warm {
-            Some(number) => number,
-            None => self.make(&launch.spec.frame, &launch.spec.limits, false)?,
-        };
-        let sandbox = self.sandboxes.get_mut(&number).ok_or(StartFailure::Lost)?;
-        if warm.is_some() {
-            self.warm_hits += 1;
-            sandbox.phases = Phases { warm: true, ..Phases::default() };
-            sandbox.place.group.limit(&launch.spec.limits)?;
-            sandbox.place.group.begin()?;
-        } else {
-            self.cold_starts += 1;
-        }
-        sandbox.command(launch)?;
-        if let Some(run) = &sandbox.run {
-            self.numbers.insert(run.token, number);
+    /// Tries again for commands that wait for a place.
+    pub(super) fn dispatch_waiting(&mut self) -> Result<(), SysError> {
+        while let Some(launch) = self.waiting.pop_front() {
+            if !self.try_dispatch(launch)? {
+                return Ok(());
+            }
         }
         Ok(())
+    }
+
+    /// False when the command has to wait, as the first in its row.
+    fn try_dispatch(&mut self, launch: Launch) -> Result<bool, SysError> {
+        let token = launch.token;
+        let started = match self.sandbox_for(&launch) {
+            // Sandboxes that were told to have ended are still on their way out.
+            Err(StartFailure::Place(PlaceError::Full(_))) if self.waiting.len() < WAITING_MAX => {
+                self.waiting.push_front(launch);
+                return Ok(false);
+            }
+            Ok(number) => self.start(number, launch),
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = started {
+            self.numbers.remove(&token);
+            let ending = Ending::Failed { reason: in_one_line(&failure), retryable: failure.is_retryable() };
+            self.tell_unstarted(token, ending)?;
+        }
+        Ok(true)
+    }
+
+    fn wait_for_place(&mut self, launch: Launch) -> Result<(), SysError> {
+        if self.waiting.len() < WAITING_MAX {
+            self.waiting.push_back(launch);
+            return Ok(());
+        }
+        let reason = format!("{WAITING_MAX} commands wait for a sandbox");
+        self.tell_unstarted(launch.token, Ending::Failed { reason, retryable: true })
+    }
+
+    fn tell_unstarted(&self, token: u64, ending: Ending) -> Result<(), SysError> {
+        let (figures, phases) = (Figures::default(), Phases::default());
+        self.tell_exit(token, Exit { ending, detail: String::new(), figures, phases, left_out: Vec::new() })
+    }
+
+    /// A warm sandbox, with the limits of this command, or a new one.
+    fn sandbox_for(&mut self, launch: &Launch) -> Result<u64, StartFailure> {
+        let (frame, limits) = (&launch.spec.frame, &launch.spec.limits);
+        let Some(number) = self.find_warm(frame) else {
+            let number = self.make(frame, limits, false)?;
+            self.cold_starts += 1;
+            return Ok(number);
+        };
+        let sandbox = self.sandboxes.get_mut(&number).ok_or(StartFailure::Lost)?;
+        sandbox.phases = Phases { warm: true, ..Phases::default() };
+        sandbox.place.group.limit(limits)?;
+        sandbox.place.group.begin()?;
+        self.warm_hits += 1;
+        Ok(number)
+    }
+
+    fn start(&mut self, number: u64, launch: Launch) -> Result<(), StartFailure> {
+        self.numbers.insert(launch.token, number);
+        let sandbox = self.sandboxes.get_mut(&number).ok_or(StartFailure::Lost)?;
+        Ok(sandbox.command(launch)?)
     }
 
     fn find_warm(&self, frame: &Frame) -> Option<u64> {
@@ -284,11 +326,18 @@ impl Launcher {
     }
 
     /// Asks for the end of a command.
-    pub(super) fn stop(&mut self, token: u64, reason: StopReason) {
+    pub(super) fn stop(&mut self, token: u64, reason: StopReason) -> Result<(), SysError> {
+        let waits = self.waiting.iter().position(|launch| launch.token == token);
+        if let Some(index) = waits {
+            self.waiting.remove(index);
+            let evidence = Evidence { stop: Some(reason), ..Evidence::default() };
+            return self.tell_unstarted(token, decide(&evidence));
+        }
         let number = self.numbers.get(&token);
         if let Some(sandbox) = number.and_then(|number| self.sandboxes.get_mut(number)) {
             sandbox.stop(reason);
         }
+        Ok(())
     }
 
     /// Does what is due by the clock, and says when the next thing is.
