@@ -91,15 +91,20 @@ impl Poller {
 }
 
 impl Launcher {
-    /// Works until the service is gone.
+    /// Works until the service is gone, and leaves nothing behind however the work ended.
     pub(super) fn run(mut self) -> Result<(), SysError> {
+        let worked = self.work();
+        self.end_all().and(worked)
+    }
+
+    fn work(&mut self) -> Result<(), SysError> {
         loop {
             let rested = if self.is_quiet() { self.renew_places() } else { None };
             let due = [self.keep_time()?, rested].into_iter().flatten().min();
             let events = self.poller.wait(self.next_wake(due))?;
             for source in &events {
                 if !self.handle(*source)? {
-                    return self.end_all();
+                    return Ok(());
                 }
             }
             self.dispatch_waiting()?;

@@ -99,7 +99,11 @@ impl Launcher {
     }
 
     pub(super) fn reply(&self, reply: &Reply) -> Result<(), SysError> {
-        send(&self.service, reply, &[]).map_err(failed("answer", "the service"))
+        match send(&self.service, reply, &[]) {
+            // The service is gone, which the loop hears next.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            sent => sent.map_err(failed("answer", "the service")),
+        }
     }
 
     /// Gives a command its sandbox, or has it wait for a place. Whatever else is in the way becomes its ending.
@@ -358,13 +362,10 @@ impl Launcher {
             // The service is gone: nobody hears how its sandboxes ended.
             let _ = self.dismiss_zygote(number);
         }
-        for sandbox in self.sandboxes.values() {
-            if let Some(process) = &sandbox.process {
-                end_process(process.as_fd())?;
-            }
-        }
-        for worker in self.workers.values() {
-            end_process(worker.process.as_fd())?;
+        let sandboxes = self.sandboxes.values().filter_map(|sandbox| sandbox.process.as_ref());
+        for process in sandboxes.chain(self.workers.values().map(|worker| &worker.process)) {
+            // One that cannot be ended here, dead already or not, is taken care of with its control group.
+            let _ = end_process(process.as_fd());
         }
         drop((self.sandboxes, self.workers, self.teardowns));
         self.places
