@@ -98,6 +98,7 @@ pub(crate) fn run(sandbox: &Prepared, start: &Start, descriptors: Vec<OwnedFd>) 
     drop(streams.standard);
     // The command and its children, not pid 1, shall die when the memory ends: they inherit what is set here.
     set_badness(&streams.badness, KILLED_FIRST)?;
+    let spawning = Instant::now();
     let spawned = spawn(sandbox, start);
     set_badness(&streams.badness, KILLED_BY_SIZE)?;
     drop(streams.badness);
@@ -114,7 +115,7 @@ pub(crate) fn run(sandbox: &Prepared, start: &Start, descriptors: Vec<OwnedFd>) 
         disk_full: end.status != CommandStatus::Exited(0) && sandbox.writable.iter().any(|path| is_full(path)),
         detail: String::new(),
         left_out: Vec::new(),
-        wall_us: microseconds(began.elapsed()) - exec_us,
+        wall_us: microseconds(spawning.elapsed()),
         exec_us,
     };
     // What is told next is final: nothing of the command is left that could write, or be counted.
