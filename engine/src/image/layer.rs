@@ -5,7 +5,6 @@
 //! deletes becomes a character device 0:0 where the file was; a folder that hides those below it gets the attribute
 //! `user.overlay.opaque`. Both can be made without privileges, and the second needs the mount option `userxattr`.
 
-use std::error::Error as _;
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
 
@@ -108,19 +107,6 @@ pub enum UnpackError {
     /// The file system could not be brought to disk.
     #[error("could not bring the layer to disk")]
     Sync(#[source] io::Error),
-}
-
-impl UnpackError {
-    /// The error with its causes in one sentence, to be sent where errors cannot go.
-    pub fn sentence(&self) -> String {
-        let mut sentence = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            sentence = format!("{sentence}: {error}");
-            cause = error.source();
-        }
-        sentence
-    }
 }
 
 /// Unpacks `archive` (tar; plain, gzip or zstd, told by its first bytes) into the empty folder `root` and brings it to

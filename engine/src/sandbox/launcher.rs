@@ -57,13 +57,6 @@ pub struct LauncherHandle {
     pub(crate) process: Child,
 }
 
-impl LauncherHandle {
-    /// Process number of the launcher.
-    pub fn pid(&self) -> u32 {
-        self.process.id()
-    }
-}
-
 /// Why there is no launcher.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {

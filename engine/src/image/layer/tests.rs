@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::*;
+use crate::sys::in_one_line;
 
 /// Writes layers entry by entry. Files belong to whoever runs the test, so that no privilege is needed.
 struct Tar(tar::Builder<Vec<u8>>);
@@ -139,7 +140,7 @@ fn unpacked(tar: Tar) -> Place {
 
 /// The layer is refused, and the sentence says so.
 fn check_refused(tar: Tar, sentence: &str) {
-    let error = Place::new().unpack(&tar.done()).unwrap_err().sentence();
+    let error = in_one_line(&Place::new().unpack(&tar.done()).unwrap_err());
     assert!(error.contains(sentence), "{error}");
 }
 
@@ -367,7 +368,7 @@ fn a_whiteout_is_no_target_for_a_hard_link() {
 
 #[test]
 fn bombs_are_stopped_by_bytes_ratio_entries_and_depth() {
-    let within = |tar: Vec<u8>, limits| Place::new().unpack_within(&tar, limits).unwrap_err().sentence();
+    let within = |tar: Vec<u8>, limits| in_one_line(&Place::new().unpack_within(&tar, limits).unwrap_err());
     let bounds = Bounds { bytes_max: 1 << 20, ratio_max: 50, ratio_from_bytes: 1 << 19 };
     let limits = UnpackLimits { bounds, entries_max: 100 };
     let large = Tar::new().file("zeros", &"\0".repeat(4 << 20)).done();
@@ -384,12 +385,12 @@ fn bombs_are_stopped_by_bytes_ratio_entries_and_depth() {
 #[test]
 fn a_truncated_layer_names_the_entry() {
     let tar = Tar::new().file("first", "x").file("second", &"y".repeat(2000)).done();
-    let error = Place::new().unpack(&tar[..2000]).unwrap_err().sentence();
+    let error = in_one_line(&Place::new().unpack(&tar[..2000]).unwrap_err());
     assert!(error.contains("entry 2 (`second`)"), "{error}");
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     std::io::Write::write_all(&mut gzip, &tar).unwrap();
     let packed = gzip.finish().unwrap();
-    let error = Place::new().unpack(&packed[..packed.len() - 10]).unwrap_err().sentence();
+    let error = in_one_line(&Place::new().unpack(&packed[..packed.len() - 10]).unwrap_err());
     assert!(error.contains("ends in the middle"), "{error}");
 }
 

@@ -26,7 +26,7 @@ impl Unpacker {
         let root = File::open(&draft).unwrap();
         let unpacked = layer::unpack(archive, root.as_fd(), UnpackLimits::default());
         let unpacked = unpacked.inspect_err(|_| fs::remove_dir_all(&draft).unwrap());
-        let unpacked = unpacked.map_err(|error| RuntimeError::Layer(error.sentence()))?;
+        let unpacked = unpacked.map_err(|error| RuntimeError::Layer(crate::sys::in_one_line(&error)))?;
         let layer = LayerId::parse(&unpacked.diff_id)?;
         if fs::rename(&draft, self.layers.join(layer.hex())).is_err() {
             fs::remove_dir_all(&draft).unwrap();
