@@ -60,6 +60,10 @@ kinds! {
     TOKEN_EXISTS = CONFLICT "token-exists" "A token of this name exists";
     /// Jobs need the image.
     IMAGE_IN_USE = CONFLICT "image-in-use" "The image is in use";
+    /// A digest stands for an image with several names.
+    SEVERAL_NAMES = CONFLICT "image-has-several-names" "The image has several names";
+    /// What would be pruned is not what was shown.
+    PLAN_CHANGED = CONFLICT "prune-plan-changed" "The images have changed";
     /// The body is longer than allowed.
     TOO_LARGE = PAYLOAD_TOO_LARGE "body-too-large" "The body is too large";
     /// The body is of another type.
@@ -80,6 +84,8 @@ kinds! {
     INTERNAL = INTERNAL_SERVER_ERROR "internal" "The service failed";
     /// The service is being stopped.
     DRAINING = SERVICE_UNAVAILABLE "draining" "The service is being stopped";
+    /// The disk is full.
+    DISK_FULL = INSUFFICIENT_STORAGE "disk-full" "There is no room for it";
     /// The database has too much to do.
     BUSY = SERVICE_UNAVAILABLE "busy" "The service has too much to do";
 }

@@ -132,3 +132,73 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
         }
     }
 }
+
+/// The fields of a query in which some come several times; each is taken out once, and what is left over is refused.
+#[derive(Clone, Debug)]
+pub struct Fields(Vec<(String, String)>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Fields {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Fields, Refused> {
+        Query::<Vec<(String, String)>>::from_request_parts(parts, state).await.map(|Query(pairs)| Fields(pairs))
+    }
+}
+
+impl Fields {
+    /// All values of a field, in their order.
+    pub fn all(&mut self, name: &str) -> Vec<String> {
+        let mut values = Vec::new();
+        self.0.retain_mut(|(found, value)| {
+            let is_it = found == name;
+            if is_it {
+                values.push(std::mem::take(value));
+            }
+            !is_it
+        });
+        values
+    }
+
+    /// The value of a field that comes once at most.
+    ///
+    /// # Errors
+    /// It comes several times, or cannot be read.
+    pub fn one<T: std::str::FromStr<Err: std::fmt::Display>>(&mut self, name: &str) -> Result<Option<T>, Refused> {
+        let mut values = self.all(name);
+        if values.len() > 1 {
+            return Err(Refused::new(INVALID_QUERY, format!("`{name}` is given {} times, not once", values.len())));
+        }
+        let parsed = values.pop().map(|value| value.parse().map_err(|error| (value, error))).transpose();
+        parsed
+            .map_err(|(value, error)| Refused::new(INVALID_QUERY, format!("{name}: `{value}` cannot be read: {error}")))
+    }
+
+    /// Says that there is nothing else.
+    ///
+    /// # Errors
+    /// A field that is not known here.
+    pub fn none_left(self) -> Result<(), Refused> {
+        match self.0.first() {
+            Some((name, _)) => Err(Refused::new(INVALID_QUERY, format!("there is no field `{name}`"))
+                .hint("GET /openapi.json describes every field")),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_field_is_taken_once_and_what_is_left_is_refused() {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let mut fields = Fields(vec![pair("a", "1"), pair("b", "x"), pair("a", "2"), pair("c", "true")]);
+        assert_eq!(fields.all("a"), ["1", "2"]);
+        assert_eq!(fields.one::<bool>("c").expect("a flag"), Some(true));
+        assert_eq!(fields.one::<u32>("d").expect("nothing"), None);
+        assert!(fields.clone().one::<u32>("b").is_err());
+        assert!(fields.none_left().expect_err("b is left").problem.detail.contains("`b`"));
+        assert!(Fields(vec![pair("a", "1"), pair("a", "1")]).one::<u32>("a").is_err());
+    }
+}

@@ -1,46 +1,76 @@
-//! `ampoule image`: bringing images in, listing and removing them.
+//! `ampoule image`: bringing images in and out, naming, looking at and removing them.
 
-use std::fs;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use ampoule_client::Client;
-use ampoule_client::client::Content;
-use ampoule_client::types::Image;
-use anyhow::{Context as _, Result};
+use ampoule_client::client::{ImageQuery, PruneQuery};
+use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 
 use super::amount::shown_size;
-use super::{bundle, table};
+use super::table;
 
-/// Letters of a digest that a table shows: `sha256:` and twelve digits.
-const DIGEST_LETTERS: usize = 19;
+mod archives;
+mod progress;
+mod prune;
+mod show;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// Import a root file system, what `docker save` writes, or an OCI layout
+    /// Make an image of a root file system; takes image archives as well
     #[command(after_help = "Examples:\n  ampoule image import rootfs.tar.zst --name debian:12\n  \
-        docker save busybox | ampoule image import -\n  \
         mmdebstrap --variant=minbase bookworm - | ampoule image import - --name debian:12\n  \
         ampoule image import ./oci-layout-folder")]
-    Import(ImportArguments),
+    Import(archives::ImportArguments),
+    /// Load the images of an archive: what `docker save` or `ampoule image save` writes, or an OCI layout
+    #[command(after_help = "Examples:\n  docker save busybox | ampoule image load\n  \
+        ampoule image load --input images.tar.zst\n\nOf an image for several platforms this machine's is taken.")]
+    Load(archives::LoadArguments),
+    /// Save images as one archive that docker, podman and skopeo read
+    #[command(after_help = "Examples:\n  ampoule image save debian:12 busybox --output images.tar\n  \
+        ampoule image save busybox --compress zstd > busybox.tar.zst\n  \
+        ampoule image save busybox | docker load")]
+    Save(archives::SaveArguments),
     /// List images
-    Ls {
+    #[command(after_help = "Filters:\n  reference=PATTERN  names that fit, as in `debian:*` or `*/app`\n  \
+        dangling=true|false  those without a name, or with one\n  label=KEY[=VALUE]  those with a label\n  \
+        before=IMAGE, since=IMAGE  those made before or after another\n  \
+        until=TIME  those made before a time, or so long ago: `2026-01-31T00:00:00Z`, `24h`")]
+    Ls(ListArguments),
+    /// Give an image one more name
+    #[command(after_help = "Example:\n  ampoule image tag debian:12 registry.example/base:today")]
+    Tag {
+        /// Name or digest
+        source: String,
+        /// The name that it gets
+        name: String,
+    },
+    /// Remove images that nobody uses
+    Rm(RemoveArguments),
+    /// Let go of images that nobody needs
+    #[command(after_help = "Examples:\n  ampoule image prune                      those without a name\n  \
+        ampoule image prune --all --dry-run      show what would go if no name were kept\n  \
+        ampoule image prune --all --force --filter until=240h --filter 'label!=keep'")]
+    Prune(prune::Arguments),
+    /// Show what images take on disk: shared with others, and alone
+    Du {
         /// Print one JSON document
-        #[arg(long, conflicts_with = "quiet")]
+        #[arg(long)]
         json: bool,
-        /// Print digests only
-        #[arg(short, long)]
-        quiet: bool,
     },
-    /// Remove images that no job needs
-    Rm {
-        /// Names or digests
-        #[arg(required = true, value_name = "IMAGE")]
-        images: Vec<String>,
+    /// Show the steps that made an image
+    History {
+        /// Name or digest
+        image: String,
+        /// Show whole commands
+        #[arg(long)]
+        no_trunc: bool,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
     },
-    /// Show an image with its config
+    /// Show all that is known of an image: config, layers, history
     Inspect {
         /// Name or digest
         image: String,
@@ -48,23 +78,48 @@ pub(super) enum Command {
 }
 
 #[derive(Args)]
-pub(super) struct ImportArguments {
-    /// Archive (plain, gzip or zstd), folder, or `-` for standard input
-    source: String,
-    /// Name of the image; an archive that brings its own names needs none
-    #[arg(short, long, value_name = "REF")]
-    name: Option<String>,
+pub(super) struct ListArguments {
+    /// Only those that fit; may be given several times
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    filter: Vec<String>,
     /// Print one JSON document
-    #[arg(long)]
+    #[arg(long, conflicts_with = "quiet")]
     json: bool,
+    /// Print digests only
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Args)]
+pub(super) struct RemoveArguments {
+    /// Names or digests
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<String>,
+    /// Take all names of an image, even when it is in use; what jobs need stays until `prune`
+    #[arg(short, long)]
+    force: bool,
 }
 
 /// Does one of the commands.
 pub(super) async fn run(client: &Client, command: Command) -> Result<ExitCode> {
     match command {
-        Command::Import(arguments) => import(client, &arguments).await?,
-        Command::Ls { json, quiet } => list(client, json, quiet).await?,
-        Command::Rm { images } => remove(client, &images).await?,
+        Command::Import(arguments) => archives::import(client, &arguments).await?,
+        Command::Load(arguments) => archives::load(client, &arguments).await?,
+        Command::Save(arguments) => archives::save(client, &arguments).await?,
+        Command::Ls(arguments) => {
+            let query = list_query(&arguments.filter)?;
+            show::list(client, query, arguments.json, arguments.quiet).await?;
+        }
+        Command::Tag { source, name } => {
+            let tagged = client.tag_image(&source, &name).await?;
+            if let Some(digest) = tagged.taken_from {
+                writeln!(io::stderr(), "ampoule: {digest} had this name, and has it no more")?;
+            }
+        }
+        Command::Rm(arguments) => remove(client, &arguments).await?,
+        Command::Prune(arguments) => prune::run(client, &arguments).await?,
+        Command::Du { json } => show::usage(client, json).await?,
+        Command::History { image, no_trunc, json } => show::history(client, &image, no_trunc, json).await?,
         Command::Inspect { image } => {
             writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&client.image(&image).await?)?)?;
         }
@@ -72,70 +127,75 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn import(client: &Client, arguments: &ImportArguments) -> Result<()> {
-    let archive = open(&arguments.source).await?;
-    let imported = client.import_image(arguments.name.as_deref(), archive).await?;
-    if arguments.json {
-        writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&imported)?)?;
-        return Ok(());
+fn list_query(filters: &[String]) -> Result<ImageQuery> {
+    let mut query = ImageQuery::default();
+    for filter in filters {
+        let Some((key, value)) = filter.split_once('=') else { bail!("`{filter}` is no filter; write key=value") };
+        let value = value.to_owned();
+        match key {
+            "reference" => query.references.push(value),
+            "label" => query.labels.push(value),
+            "dangling" => query.dangling = Some(value.parse().context("dangling is `true` or `false`")?),
+            "before" => query.before = Some(value),
+            "since" => query.since = Some(value),
+            "until" => query.until = Some(value),
+            _ => bail!("there is no filter `{key}`; `ampoule image ls --help` shows those that are"),
+        }
     }
-    for image in &imported.images {
-        let name = image.reference.as_deref().unwrap_or("(without a name)");
-        writeln!(io::stdout(), "{}  {}  {}", table::plain(name), image.digest, shown_size(image.size_bytes))?;
-    }
-    Ok(())
+    Ok(query)
 }
 
-async fn open(source: &str) -> Result<Content> {
-    if source == "-" {
-        return Ok(Content::Reader { reader: Box::new(tokio::io::stdin()), length: None });
+fn prune_query(filters: &[String], all: bool) -> Result<PruneQuery> {
+    let mut query = PruneQuery { all, ..PruneQuery::default() };
+    for filter in filters {
+        // `label!=key=value` has its first equals sign in the operator.
+        if let Some(label) = filter.strip_prefix("label!=") {
+            query.without_labels.push(label.to_owned());
+        } else if let Some(label) = filter.strip_prefix("label=") {
+            query.labels.push(label.to_owned());
+        } else if let Some(until) = filter.strip_prefix("until=") {
+            query.until = Some(until.to_owned());
+        } else {
+            bail!("`{filter}` is no filter of prune; write until=24h, label=key=value or label!=key");
+        }
     }
-    let path = Path::new(source);
-    let about = || format!("could not open {source}");
-    let metadata = fs::metadata(path).with_context(about)?;
-    if metadata.is_dir() {
-        return Ok(bundle::folder(PathBuf::from(path)));
-    }
-    let file = tokio::fs::File::open(path).await.with_context(about)?;
-    // A pipe or a device has no length that is known ahead.
-    let length = metadata.is_file().then_some(metadata.len());
-    Ok(Content::Reader { reader: Box::new(file), length })
+    Ok(query)
 }
 
-async fn list(client: &Client, json: bool, quiet: bool) -> Result<()> {
-    let list = client.images().await?;
-    if json {
-        writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&list)?)?;
-    } else if quiet {
-        let mut stdout = io::stdout().lock();
-        list.images.iter().try_for_each(|image| writeln!(stdout, "{}", image.digest))?;
-    } else {
-        let rows: Vec<Vec<String>> = list.images.iter().map(row).collect();
-        table::print(&["IMAGE", "DIGEST", "LAYERS", "SIZE", "CREATED"], &rows)?;
-    }
-    Ok(())
-}
-
-fn row(image: &Image) -> Vec<String> {
-    vec![
-        image.reference.clone().unwrap_or_else(|| "-".to_owned()),
-        image.digest.get(..DIGEST_LETTERS).unwrap_or(&image.digest).to_owned(),
-        image.layers.to_string(),
-        shown_size(image.size_bytes),
-        image.created.map_or_else(|| "-".to_owned(), |created| created.strftime("%Y-%m-%d").to_string()),
-    ]
-}
-
-async fn remove(client: &Client, images: &[String]) -> Result<()> {
-    for image in images {
-        let removed = client.remove_image(image).await.with_context(|| format!("could not remove {image}"))?;
+async fn remove(client: &Client, arguments: &RemoveArguments) -> Result<()> {
+    for image in &arguments.images {
+        let removed = client.remove_image(image, arguments.force).await;
+        let removed = removed.with_context(|| format!("could not remove {image}"))?;
         for name in &removed.untagged {
             writeln!(io::stdout(), "untagged {}", table::plain(name))?;
         }
         for digest in &removed.removed {
             writeln!(io::stdout(), "removed {digest}")?;
         }
-        writeln!(io::stdout(), "freed {}", shown_size(removed.freed_bytes))?;
+        writeln!(io::stdout(), "freed {}", shown_size(removed.freed_bytes + removed.freed_unpacked_bytes))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(|&text| text.to_owned()).collect()
+    }
+
+    #[test]
+    fn filters_are_read_as_docker_writes_them() {
+        let query = list_query(&texts(&["reference=a*", "label=x=y", "dangling=true", "until=24h"])).expect("filters");
+        assert_eq!((query.references, query.labels), (texts(&["a*"]), texts(&["x=y"])));
+        assert_eq!((query.dangling, query.until.as_deref()), (Some(true), Some("24h")));
+        let query = prune_query(&texts(&["label!=keep", "label!=a=b", "label=c", "until=1h"]), true).expect("filters");
+        assert_eq!((query.without_labels, query.labels), (texts(&["keep", "a=b"]), texts(&["c"])));
+        assert!(query.all && !query.apply);
+        for wrong in ["nothing", "colour=red", "dangling=maybe"] {
+            assert!(list_query(&texts(&[wrong])).is_err(), "{wrong}");
+            assert!(prune_query(&texts(&[wrong]), false).is_err(), "{wrong}");
+        }
+    }
 }

@@ -1,7 +1,7 @@
-//! Decompression of archives: the format told by its first bytes, the output bounded in size and in ratio.
-//! Compressed data is never handed to another program.
+//! Compression and decompression of archives. When reading, the format is told by the first bytes, and the output is
+//! bounded in size and in ratio. Compressed data is never handed to another program.
 
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, Read, Write};
 
 use flate2::bufread::MultiGzDecoder;
 
@@ -11,6 +11,9 @@ const MAGIC_BYTES: usize = 6;
 const BUFFER_BYTES: usize = 64 * 1024;
 /// Largest window that a zstd frame may ask for, as a power of two: 128 MiB, what `zstd --long` makes.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+
+/// How hard zstd tries; its own default.
+const ZSTD_LEVEL: i32 = 3;
 
 /// How an archive is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,6 +163,67 @@ impl<R: Read> Read for Decompressed<R> {
     }
 }
 
+/// A writer that compresses what passes. The same bytes give the same bytes: no time and no name is in them.
+pub struct Compressed<W: Write>(Encoder<W>);
+
+enum Encoder<W: Write> {
+    Plain(W),
+    Gzip(Box<flate2::write::GzEncoder<W>>),
+    Zstd(Box<zstd::stream::write::Encoder<'static, W>>),
+}
+
+impl<W: Write> Compressed<W> {
+    /// Writes to `output`.
+    ///
+    /// # Errors
+    /// No memory for zstd.
+    pub fn new(output: W, format: Format) -> io::Result<Compressed<W>> {
+        Ok(Compressed(match format {
+            Format::Plain => Encoder::Plain(output),
+            Format::Gzip => {
+                Encoder::Gzip(Box::new(flate2::write::GzEncoder::new(output, flate2::Compression::default())))
+            }
+            Format::Zstd => {
+                let mut encoder = zstd::stream::write::Encoder::new(output, ZSTD_LEVEL)?;
+                encoder.include_checksum(true)?;
+                Encoder::Zstd(Box::new(encoder))
+            }
+        }))
+    }
+
+    /// Writes what is left; without this the stream is not whole.
+    ///
+    /// # Errors
+    /// Those of the output.
+    pub fn finish(self) -> io::Result<W> {
+        let mut output = match self.0 {
+            Encoder::Plain(output) => output,
+            Encoder::Gzip(encoder) => encoder.finish()?,
+            Encoder::Zstd(encoder) => encoder.finish()?,
+        };
+        output.flush()?;
+        Ok(output)
+    }
+}
+
+impl<W: Write> Write for Compressed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.0 {
+            Encoder::Plain(output) => output.write(bytes),
+            Encoder::Gzip(encoder) => encoder.write(bytes),
+            Encoder::Zstd(encoder) => encoder.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        // Encoders are not flushed in between: that would only make the stream longer.
+        match &mut self.0 {
+            Encoder::Plain(output) => output.flush(),
+            Encoder::Gzip(_) | Encoder::Zstd(_) => Ok(()),
+        }
+    }
+}
+
 /// The input with the bytes that were looked at put back in front, and a count of what was taken.
 struct Source<R> {
     head: Vec<u8>,
@@ -192,7 +256,6 @@ fn read_head(input: &mut impl Read) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
 
     fn gzip(data: &[u8]) -> Vec<u8> {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
@@ -215,6 +278,21 @@ mod tests {
         check(b"", Format::Plain, b"");
         check(&gzip(b"hello"), Format::Gzip, b"hello");
         check(&zstd::encode_all(&b"hello"[..], 3).unwrap(), Format::Zstd, b"hello");
+    }
+
+    #[test]
+    fn what_is_compressed_is_what_is_read_and_always_the_same() {
+        for format in [Format::Plain, Format::Gzip, Format::Zstd] {
+            let packed = || {
+                let mut writer = Compressed::new(Vec::new(), format).unwrap();
+                writer.write_all(&[7; 100_000]).unwrap();
+                writer.flush().unwrap();
+                writer.write_all(b"end").unwrap();
+                writer.finish().unwrap()
+            };
+            check(&packed(), format, &[&[7; 100_000][..], b"end"].concat());
+            assert_eq!(packed(), packed());
+        }
     }
 
     #[test]

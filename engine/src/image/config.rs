@@ -38,6 +38,59 @@ pub struct ImageConfig {
     pub on_build: Vec<String>,
 }
 
+/// One step that made an image, as its config tells it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Step {
+    /// When, as it was written.
+    #[serde(default)]
+    pub created: Option<String>,
+    /// The command.
+    #[serde(default)]
+    pub created_by: Option<String>,
+    /// Who.
+    #[serde(default)]
+    pub author: Option<String>,
+    /// A remark.
+    #[serde(default)]
+    pub comment: Option<String>,
+    /// Whether it changed no file, so that there is no layer of it.
+    #[serde(default, rename = "empty_layer", deserialize_with = "null_is_default")]
+    pub is_empty: bool,
+}
+
+/// Where an image comes from, as its config tells it. Not kept in memory: some histories are long.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Origin {
+    /// Who made it.
+    #[serde(default)]
+    pub author: Option<String>,
+    /// The kind of processor.
+    #[serde(default)]
+    pub architecture: String,
+    /// The system.
+    #[serde(default)]
+    pub os: String,
+    /// What kind of that kind of processor.
+    #[serde(default)]
+    pub variant: Option<String>,
+    /// The steps that made it, oldest first.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub history: Vec<Step>,
+}
+
+impl Origin {
+    /// Reads the parts of a config that tell where the image comes from.
+    pub(super) fn parse(bytes: &[u8]) -> Result<Origin, ConfigError> {
+        Ok(serde_json::from_slice(bytes)?)
+    }
+
+    /// The platform, as in `linux/amd64` or `linux/arm/v7`.
+    pub fn platform(&self) -> String {
+        let variant = self.variant.iter().filter(|variant| !variant.is_empty()).map(|variant| format!("/{variant}"));
+        format!("{}/{}{}", self.os, self.architecture, variant.collect::<String>())
+    }
+}
+
 /// A config that was read.
 #[derive(Clone, Debug)]
 pub(super) struct Config {
@@ -200,6 +253,17 @@ mod tests {
         assert_eq!(config.run.healthcheck.unwrap().get(), r#"{"Test":["CMD","true"]}"#);
         assert_eq!(config.created.as_deref(), Some("2026-01-02T03:04:05Z"));
         assert!(Config::parse(br#"{"architecture":"amd64","os":"linux","config":null,"rootfs":{}}"#).is_ok());
+    }
+
+    #[test]
+    fn the_history_is_read_with_its_empty_steps() {
+        let bytes = br#"{"architecture":"arm","os":"linux","variant":"v7","author":"a","history":[
+            {"created":"2026-01-02T03:04:05Z","created_by":"COPY x"},{"created_by":"ENV A=b","empty_layer":true}]}"#;
+        let origin = Origin::parse(bytes).unwrap();
+        assert_eq!((origin.platform().as_str(), origin.author.as_deref()), ("linux/arm/v7", Some("a")));
+        let steps: Vec<_> = origin.history.iter().map(|step| (step.created_by.as_deref(), step.is_empty)).collect();
+        assert_eq!(steps, [(Some("COPY x"), false), (Some("ENV A=b"), true)]);
+        assert_eq!(Origin::parse(br#"{"history":null}"#).unwrap().history, []);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use jiff::Timestamp;
 use serde::Serialize;
 use tokio::runtime::Handle;
 
@@ -21,14 +22,35 @@ use super::reference::{Reference, ReferenceError};
 use crate::runtime::{Runtime, RuntimeError};
 use crate::spec::LayerId;
 use blobs::Blobs;
+pub use detail::{Detail, LayerDetail, StepDetail};
+pub use filter::{Filter, FilterError, LabelCondition, NamePattern};
+pub use import::{LeftOut, Loaded};
 use index::Entry;
+pub use lease::{Lease, LeaseError, LeaseKind};
+pub use names::{TagError, Tagged};
+pub use prune::{Kept, PruneError, PrunePlan, PruneRequest, Pruned};
 pub use refusal::ImportError;
+pub use removal::{RemoveError, Removed};
+pub use save::{ArchiveFormat, SaveError, Saving};
+use sizes::Sizes;
+pub use stock::{DiskUsage, ImageUsage, Reclaimable};
+pub use usage::{Account, Share};
 
 mod blobs;
+mod detail;
+mod filter;
 mod import;
 mod index;
+mod lease;
 mod members;
+mod names;
+mod prune;
 mod refusal;
+mod removal;
+mod save;
+mod sizes;
+mod stock;
+mod usage;
 
 /// Fewest hexadecimal digits that may stand for an image.
 const ID_PREFIX_MIN: usize = 12;
@@ -98,17 +120,26 @@ pub struct ImageSummary {
     pub imported_unix: Option<u64>,
     /// What is wrong with it, if its manifest or config cannot be read.
     pub damage: Option<String>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
 }
 
-/// What a removal did.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Removed {
-    /// The names that were taken away.
-    pub untagged: Vec<String>,
-    /// The digests of manifests, configs and layers that are gone with them.
-    pub removed: Vec<String>,
-    /// Bytes that they took in the store, without the unpacked layers.
-    pub freed_bytes: u64,
+impl ImageSummary {
+    /// When it was made; when it came into the store, if it does not say.
+    pub fn time(&self) -> Option<Timestamp> {
+        let created = self.created.as_ref().and_then(|time| time.parse().ok());
+        let arrived = || Timestamp::from_second(i64::try_from(self.imported_unix?).ok()?).ok();
+        created.or_else(arrived)
+    }
+}
+
+/// An image in a list, with what it shares with others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// What it is.
+    pub summary: ImageSummary,
+    /// What it takes in the store.
+    pub stored: Share,
 }
 
 /// What `Store::reconcile` found and mended.
@@ -193,31 +224,6 @@ pub enum ResolveError {
     },
 }
 
-/// Why an image was not removed.
-#[derive(Debug, thiserror::Error)]
-pub enum RemoveError {
-    /// The name leads to no image.
-    #[error(transparent)]
-    Resolve(#[from] ResolveError),
-    /// Jobs run from it.
-    #[error("the image `{reference}` is in use\nhint: wait for its jobs to end, or cancel them")]
-    InUse {
-        /// The name.
-        reference: String,
-    },
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// An unpacked layer could not be removed or unpacked. What is left goes with the next `Store::reconcile`.
-    #[error("could not remove or unpack the layer {layer}")]
-    Layer {
-        /// The layer.
-        layer: String,
-        /// Why.
-        source: RuntimeError,
-    },
-}
-
 /// One line of the list of images.
 #[derive(Clone, Debug)]
 struct Record {
@@ -232,6 +238,7 @@ pub struct Store {
     /// The unpacked layers, which the runtime keeps beside the store.
     layers_folder: PathBuf,
     blobs: Blobs,
+    sizes: Sizes,
     /// Held by whoever changes the index or removes content, and never for as long as an import takes.
     changes: Mutex<Leases>,
     /// Held for reading while a layer is unpacked whose id is not known yet, so that no lease can name it; and for
@@ -242,11 +249,12 @@ pub struct Store {
     _lock: File,
 }
 
-/// What imports under way need, although no image has it yet. Counted, since two imports may need the same.
-#[derive(Default)]
+/// What may not go. Of imports under way: content that no image has yet, counted, since two may need the same.
 struct Leases {
     blobs: HashMap<Digest, usize>,
     layers: HashMap<LayerId, usize>,
+    /// Images that somebody wants to stay, by records on disk.
+    standing: lease::Standing,
 }
 
 impl Store {
@@ -274,11 +282,13 @@ impl Store {
                 tracing::info!(blobs = swept, "removed content that no image has");
             }
         }
+        let standing = lease::Standing::open(&folder)?;
         Ok(Store {
+            sizes: Sizes::open(&folder),
             folder,
             layers_folder: state.join("layers"),
             blobs,
-            changes: Mutex::default(),
+            changes: Mutex::new(Leases { blobs: HashMap::new(), layers: HashMap::new(), standing }),
             unnamed_layers: RwLock::default(),
             records: RwLock::new(records),
             _lock: lock,
@@ -295,6 +305,18 @@ impl Store {
         summaries
     }
 
+    /// The images that are meant, as in `list`, with what each shares with the others.
+    pub fn find_all(&self, filter: &Filter) -> Vec<Listed> {
+        let distinct = distinct(&self.records.read().unwrap_or_else(PoisonError::into_inner));
+        let shares = account_of(&distinct).shares;
+        let shares: HashMap<String, Share> =
+            distinct.iter().map(|image| image.digest.to_string()).zip(shares).collect();
+        let meant = self.list().into_iter().filter(|summary| filter.fits(summary));
+        meant
+            .map(|summary| Listed { stored: shares.get(&summary.digest).copied().unwrap_or_default(), summary })
+            .collect()
+    }
+
     /// Finds the image that a name, a digest (`sha256:…`) or the first 12 or more digits of one stand for. Takes no
     /// disk access.
     ///
@@ -306,35 +328,6 @@ impl Store {
         let damaged = |damage: &String| ResolveError::Damaged { reference: reference.into(), damage: damage.clone() };
         let image = records[found.records[0]].image.as_ref().map_err(damaged)?;
         Ok(HeldImage { image: Arc::clone(image), _hold: Arc::clone(&image.hold) })
-    }
-
-    /// Takes a name away, and the image with it when that was its last one; a digest takes all names of an image.
-    /// Blocks; to be called where tokio allows it (`spawn_blocking`).
-    ///
-    /// # Errors
-    /// A name that leads to no image, an image that somebody holds, and a store or runtime that fails.
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime.
-    pub fn remove(&self, runtime: &dyn Runtime, reference: &str) -> Result<Removed, RemoveError> {
-        let _no_unnamed_layers = self.unnamed_layers.write().unwrap_or_else(PoisonError::into_inner);
-        let leases = self.leases();
-        let gone = self.untag(reference)?;
-        let mut removed = Removed {
-            untagged: gone.iter().filter_map(|record| record.entry.name.as_ref()).map(ToString::to_string).collect(),
-            ..Removed::default()
-        };
-        let contents: Vec<_> =
-            gone.iter().filter_map(|record| record.image.as_ref().ok()).map(|image| image.contents.clone()).collect();
-        let blobs = contents.iter().flat_map(|contents| contents.blobs.keys().cloned()).collect();
-        let layers =
-            contents.iter().flat_map(|contents| contents.layers.iter().map(|(_, layer)| layer.clone())).collect();
-        for (digest, bytes) in self.collect_blobs(&leases, blobs)? {
-            removed.removed.push(digest.to_string());
-            removed.freed_bytes += bytes;
-        }
-        self.collect_layers(&leases, runtime, layers)?;
-        Ok(removed)
     }
 
     /// Brings the unpacked layers into line with the images: removes those that no image has, and unpacks those again
@@ -365,6 +358,7 @@ impl Store {
             }
         }
         if records.iter().all(|record| record.image.is_ok()) {
+            self.sizes.retain(&reachable_layers(&records));
             reconciled.removed = self.collect_layers(&leases, runtime, on_disk)?;
         }
         Ok(reconciled)
@@ -374,61 +368,10 @@ impl Store {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes records out of the list; returns those.
-    fn untag(&self, reference: &str) -> Result<Vec<Record>, RemoveError> {
-        // Held from the question who uses the image to the end, so that nobody is given it in between.
-        let mut records = self.records.write().unwrap_or_else(PoisonError::into_inner);
-        let found = find(&records, reference)?;
-        let lines: Vec<_> = records.iter().filter(|record| record.entry.digest == found.digest).collect();
-        // Each line counts once; whoever counts besides them is using the image.
-        let is_in_use =
-            |record: &&Record| record.image.as_ref().is_ok_and(|image| Arc::strong_count(&image.hold) > lines.len());
-        if lines.len() == found.records.len() && lines.first().is_some_and(is_in_use) {
-            return Err(RemoveError::InUse { reference: reference.to_owned() });
-        }
-        let (gone, kept): (Vec<_>, Vec<_>) =
-            records.iter().cloned().enumerate().partition(|(at, _)| found.records.contains(at));
-        let kept: Vec<Record> = kept.into_iter().map(|(_, record)| record).collect();
-        index::write(&self.folder, kept.iter().map(|record| &record.entry))?;
-        *records = kept;
-        Ok(gone.into_iter().map(|(_, record)| record).collect())
-    }
-
-    /// Removes those of the blobs that no image has and no import needs; returns what is gone, with sizes.
-    fn collect_blobs(&self, leases: &Leases, candidates: HashSet<Digest>) -> Result<Vec<(Digest, u64)>, StoreError> {
-        let reachable = reachable_blobs(&self.records.read().unwrap_or_else(PoisonError::into_inner));
-        let mut gone = Vec::new();
-        for digest in candidates {
-            if !reachable.contains(&digest) && !leases.blobs.contains_key(&digest) {
-                let bytes = self.blobs.remove(&digest)?;
-                gone.push((digest, bytes));
-            }
-        }
-        gone.sort();
-        Ok(gone)
-    }
-
-    /// Removes those of the unpacked layers that no image has and no import needs; returns what is gone.
-    fn collect_layers(
-        &self,
-        leases: &Leases,
-        runtime: &dyn Runtime,
-        candidates: HashSet<LayerId>,
-    ) -> Result<Vec<LayerId>, RemoveError> {
-        let reachable = reachable_layers(&self.records.read().unwrap_or_else(PoisonError::into_inner));
-        let is_garbage = |layer: &LayerId| !reachable.contains(layer) && !leases.layers.contains_key(layer);
-        let mut garbage: Vec<_> = candidates.into_iter().filter(is_garbage).collect();
-        garbage.sort();
-        for layer in &garbage {
-            let removed = Handle::current().block_on(runtime.remove_layer(layer.clone()));
-            removed.map_err(|source| RemoveError::Layer { layer: layer.hex().to_owned(), source })?;
-        }
-        Ok(garbage)
-    }
-
     fn unpack_again(&self, runtime: &dyn Runtime, blob: &Digest, layer: &LayerId) -> Result<(), RuntimeError> {
         let archive = self.blobs.open_blob(blob).map_err(|error| RuntimeError::Layer(in_one_line(&error)))?;
         let unpacked = Handle::current().block_on(runtime.unpack_layer(archive))?;
+        self.sizes.note(&unpacked);
         if unpacked.layer == *layer {
             return Ok(());
         }
@@ -470,6 +413,7 @@ impl Record {
             created: image.and_then(|image| image.created.clone()),
             imported_unix: self.entry.imported_unix,
             damage: self.image.as_ref().err().cloned(),
+            labels: image.map(|image| image.config.labels.clone()).unwrap_or_default(),
         }
     }
 }
@@ -526,6 +470,45 @@ impl Contents {
 fn topmost_of_each(diff_ids: &[LayerId]) -> Vec<LayerId> {
     let is_last = |at: usize| !diff_ids[at + 1..].contains(&diff_ids[at]);
     (0..diff_ids.len()).filter(|&at| is_last(at)).map(|at| diff_ids[at].clone()).collect()
+}
+
+/// An image that counts once, however many names it has.
+struct Distinct {
+    digest: Digest,
+    /// What belongs to it; only its manifest when it is damaged.
+    blobs: BTreeMap<Digest, u64>,
+    /// Each layer as stored, and the id of what comes out of it.
+    layers: Vec<(Digest, LayerId)>,
+}
+
+/// Every image once, in the order of the list.
+fn distinct(records: &[Record]) -> Vec<Distinct> {
+    let mut seen = HashSet::new();
+    let first_of_each = records.iter().filter(|record| seen.insert(&record.entry.digest));
+    let one = |record: &Record| match &record.image {
+        Ok(image) => Distinct {
+            digest: record.entry.digest.clone(),
+            blobs: image.contents.blobs.clone(),
+            layers: image.contents.layers.clone(),
+        },
+        Err(_) => Distinct {
+            digest: record.entry.digest.clone(),
+            blobs: BTreeMap::from([(record.entry.digest.clone(), record.entry.size)]),
+            layers: Vec::new(),
+        },
+    };
+    first_of_each.map(one).collect()
+}
+
+fn account_of(distinct: &[Distinct]) -> Account {
+    usage::account(&distinct.iter().map(|image| image.blobs.clone()).collect::<Vec<_>>())
+}
+
+/// How many use the image that these lines of the list stand for: all lines of one image have one hold in common,
+/// and each counts once in it; whoever counts besides them is using the image.
+fn users(lines: &[&Record]) -> usize {
+    let hold = lines.iter().find_map(|line| line.image.as_ref().ok()).map(|image| &image.hold);
+    hold.map_or(0, |hold| Arc::strong_count(hold).saturating_sub(lines.len()))
 }
 
 /// Where a name leads.

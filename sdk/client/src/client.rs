@@ -20,17 +20,19 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::timeout;
 
 use crate::types::{
-    ArtifactList, Batch, BatchResult, Event, Health, Image, ImageList, ImageRemoved, Job, JobList, JobRequest,
-    PolicyList, Problem, Stream, TokenCreated, TokenList, TokenRequest, Upload, Version,
+    ArtifactList, Batch, BatchResult, Event, Health, Job, JobList, JobRequest, PolicyList, Problem, Stream,
+    TokenCreated, TokenList, TokenRequest, Upload, Version,
 };
 
 mod connection;
 mod endpoint;
+mod images;
 mod sse;
 mod tls;
 
 pub use connection::ConnectionError;
 pub use endpoint::{Endpoint, EndpointError};
+pub use images::{ImageQuery, PruneQuery};
 pub use sse::{DATA_BYTES_MAX, LINE_BYTES_MAX, SseError, SseEvent, SseParser};
 pub use tls::TlsError;
 
@@ -252,27 +254,6 @@ impl Client {
         self.transfer(Call { content_type: "application/x-tar", ..Call::put("/v1/uploads") }, tar).await
     }
 
-    /// Imports an archive: a root file system, what `docker save` writes, or an OCI layout.
-    pub async fn import_image(&self, name: Option<&str>, archive: Content) -> Result<ImageList, ClientError> {
-        let path = with_query("/v1/images/import", &[("name", name)]);
-        self.transfer(Call { content_type: "application/x-tar", ..Call::post(&path) }, archive).await
-    }
-
-    /// All images.
-    pub async fn images(&self) -> Result<ImageList, ClientError> {
-        self.get("/v1/images").await
-    }
-
-    /// One image with its config.
-    pub async fn image(&self, reference: &str) -> Result<Image, ClientError> {
-        self.get(&format!("/v1/images/{}", encoded(reference))).await
-    }
-
-    /// Takes a name away, and what nothing else needs with it.
-    pub async fn remove_image(&self, reference: &str) -> Result<ImageRemoved, ClientError> {
-        self.json(Call::delete(&format!("/v1/images/{}", encoded(reference))), None::<&()>).await
-    }
-
     /// The policies in the order in which they are asked.
     pub async fn policies(&self) -> Result<PolicyList, ClientError> {
         self.get("/v1/policies").await
@@ -369,7 +350,8 @@ impl Client {
             .map_err(|_| ClientError::Silent { request: name.clone(), after })??;
         let (head, body) = response.into_parts();
         if head.status.is_success() {
-            return Ok(Download { body, request: name });
+            let length = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+            return Ok(Download { body, length, request: name });
         }
         let bytes = collected(body, &name).await?;
         Err(refusal(head.status, &head.headers, &bytes))
@@ -397,10 +379,16 @@ impl Client {
 /// An answer that is read piece by piece.
 pub struct Download {
     body: Incoming,
+    length: Option<u64>,
     request: String,
 }
 
 impl Download {
+    /// How many bytes will come in all, if the service says.
+    pub fn length(&self) -> Option<u64> {
+        self.length
+    }
+
     /// The next bytes; `None` at the end.
     ///
     /// # Errors

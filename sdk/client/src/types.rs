@@ -7,7 +7,11 @@ pub mod policy;
 pub mod problem;
 pub mod system;
 
-pub use image::{Image, ImageConfig, ImageList, ImageRemoved};
+pub use image::{
+    Image, ImageConfig, ImageDetails, ImageHistory, ImageKept, ImageLayer, ImageLeftOut, ImageList, ImagePruned,
+    ImageRemoved, ImageStep, ImageTag, ImageTagged, ImageUsage, ImagesLoaded, ImagesPruned, ImagesUsage,
+    UsageReclaimable, UsageShare, UsageTotal,
+};
 pub use job::{
     Artifact, ArtifactList, ArtifactsRequest, Batch, BatchItem, BatchResult, Ending, EndingKind, Event, Figures, Gap,
     Job, JobFile, JobList, JobRequest, JobSpec, JobState, JobSummary, Limits, LimitsRequest, LogChunk, Output, Phases,

@@ -18,7 +18,7 @@ use super::members::{self, Members, Shape};
 use super::refusal::ImportError;
 use super::{Hold, Image, ImageSummary, Record, RemoveError, Store, in_one_line};
 use crate::image::compression::{Bounds, Decompressed, Format};
-use crate::image::config::Config;
+use crate::image::config::{Config, ConfigError};
 use crate::image::digest::Digest;
 use crate::image::manifest::{
     self, CONFIG_BYTES_MAX, CONFIG_TYPE, Content, Document, IndexEntry, MANIFEST_BYTES_MAX, Manifest,
@@ -53,7 +53,49 @@ struct Saved {
     layers: Vec<String>,
 }
 
+/// What an archive brought.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// The images, once for each name.
+    pub images: Vec<ImageSummary>,
+    /// What it holds besides them.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// An image of an archive that this machine cannot run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Its name, if it says one.
+    pub reference: Option<String>,
+    /// The digest of its manifest, if it has one.
+    pub digest: Option<String>,
+    /// What it is for, as in `linux/arm64`.
+    pub platform: String,
+}
+
+/// What was found in an archive.
+#[derive(Default)]
+struct Inventory {
+    candidates: Vec<Candidate>,
+    left_out: Vec<LeftOut>,
+}
+
 impl Store {
+    /// Loads the images of an archive: what `docker save` wrote or an OCI layout; plain, gzip or zstd, told by looking.
+    /// It is put aside as it arrives, once, whatever its size. Of an image for several platforms this machine's is
+    /// taken, and what is left out is told. Blocks; to be called where tokio allows it (`spawn_blocking`).
+    ///
+    /// # Errors
+    /// An archive that holds no image, is damaged, hostile or for other machines; a runtime or a store that fails.
+    /// Nothing is left.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn load(&self, runtime: &dyn Runtime, archive: impl Read) -> Result<Loaded, ImportError> {
+        let members = Members::of_images(self.blobs.incoming()?, archive)?;
+        self.import_members(runtime, &members, None)
+    }
+
     /// Imports an archive: a root file system, what `docker save` wrote, or an OCI layout; plain, gzip or zstd. All of
     /// that is told by looking. The images are called what the archive calls them, or `name` if there is but one.
     /// Blocks; to be called where tokio allows it (`spawn_blocking`).
@@ -77,7 +119,7 @@ impl Store {
             Shape::Root => self.import_root(runtime, &incoming, arrived, name),
             Shape::Images => {
                 let members = Members::from_archive(self.blobs.incoming()?, open()?)?;
-                self.import_members(runtime, &members, name)
+                Ok(self.import_members(runtime, &members, name)?.images)
             }
         }
     }
@@ -96,7 +138,7 @@ impl Store {
         name: Option<&Reference>,
     ) -> Result<Vec<ImageSummary>, ImportError> {
         let members = Members::from_folder(self.blobs.incoming()?, folder)?;
-        self.import_members(runtime, &members, name)
+        Ok(self.import_members(runtime, &members, name)?.images)
     }
 
     fn import_root(
@@ -110,7 +152,7 @@ impl Store {
         let (candidate, lease) = {
             // What the layer will be called is known when it is unpacked; until its lease is taken, nothing may go.
             let _unnamed_layer = self.unnamed_layers.read().unwrap_or_else(PoisonError::into_inner);
-            let layer = unpack(runtime, &archive, 1)?;
+            let layer = unpack(self, runtime, &archive, 1)?;
             let candidate = Candidate::for_root(incoming, archive, &layer, names)?;
             let lease = Lease::take(self, std::slice::from_ref(&candidate));
             (candidate, lease)
@@ -123,10 +165,10 @@ impl Store {
         runtime: &dyn Runtime,
         members: &Members,
         name: Option<&Reference>,
-    ) -> Result<Vec<ImageSummary>, ImportError> {
-        let mut candidates = match (members.get("index.json"), members.get("manifest.json")) {
-            (Some(_), _) if members.get("oci-layout").is_some() => layout_candidates(members)?,
-            (_, Some(_)) => saved_candidates(members)?,
+    ) -> Result<Loaded, ImportError> {
+        let Inventory { mut candidates, left_out } = match (members.get("index.json"), members.get("manifest.json")) {
+            (Some(_), _) if members.get("oci-layout").is_some() => layout_inventory(members)?,
+            (_, Some(_)) => saved_inventory(members)?,
             _ => return Err(ImportError::NotAnImage("the archive has neither `manifest.json` nor `index.json`")),
         };
         match (name, &mut candidates[..]) {
@@ -138,8 +180,8 @@ impl Store {
             (None, _) => {}
         }
         let lease = Lease::take(self, &candidates);
-        let unpacked = unpack_all(runtime, &candidates);
-        self.conclude(runtime, lease, &candidates, unpacked)
+        let unpacked = unpack_all(self, runtime, &candidates);
+        Ok(Loaded { images: self.conclude(runtime, lease, &candidates, unpacked)?, left_out })
     }
 
     /// Takes the content over and sets the names; or takes everything back.
@@ -194,7 +236,7 @@ impl Store {
 }
 
 /// The list of images after an import. A name that meant another image moves; that image stays without a name.
-fn with_imported(records: &[Record], imported: &[Record]) -> Vec<Record> {
+pub(super) fn with_imported(records: &[Record], imported: &[Record]) -> Vec<Record> {
     let mut next = records.to_vec();
     for new in imported {
         for old in &mut next {
@@ -214,13 +256,6 @@ fn with_imported(records: &[Record], imported: &[Record]) -> Vec<Record> {
     next
 }
 
-impl Record {
-    fn without_name(&self) -> Record {
-        let image = self.image.as_ref().map(|image| Arc::new(image.under(None))).map_err(String::clone);
-        Record { entry: Entry { name: None, ..self.entry.clone() }, image }
-    }
-}
-
 /// A name for an image of our own: a tag, and no digest.
 fn own_name(name: &Reference) -> Result<Reference, ImportError> {
     let hint = "hint: the digest of an image follows from its content";
@@ -229,15 +264,53 @@ fn own_name(name: &Reference) -> Result<Reference, ImportError> {
 }
 
 /// The images that `docker save` wrote.
-fn saved_candidates(members: &Members) -> Result<Vec<Candidate>, ImportError> {
+fn saved_inventory(members: &Members) -> Result<Inventory, ImportError> {
     const LIST: &str = "manifest.json";
     let bytes = members.read(LIST, MANIFEST_BYTES_MAX)?;
     let saved: Vec<Saved> = serde_json::from_slice(&bytes)
         .map_err(|error| ImportError::member(LIST, format!("it is not a list of images: {error}")))?;
-    if saved.is_empty() {
-        return Err(ImportError::NotAnImage("the archive lists no images"));
+    let mut inventory = Inventory::default();
+    for saved in &saved {
+        let reference = saved.repo_tags.iter().flatten().next().cloned();
+        inventory.add(saved_candidate(members, saved), reference, None)?;
     }
-    saved.iter().map(|saved| saved_candidate(members, saved)).collect()
+    inventory.whole()
+}
+
+impl Inventory {
+    /// Takes an image, or notes that it is for other machines.
+    fn add(
+        &mut self,
+        candidate: Result<Candidate, ImportError>,
+        reference: Option<String>,
+        digest: Option<&Digest>,
+    ) -> Result<(), ImportError> {
+        let mut candidate = match candidate {
+            Err(ImportError::Config(ConfigError::Platform { found: platform })) => {
+                self.left_out.push(LeftOut { reference, digest: digest.map(ToString::to_string), platform });
+                return Ok(());
+            }
+            candidate => candidate?,
+        };
+        // One that is listed under several names is one image: its users are counted together.
+        let is_same = |other: &&mut Candidate| other.manifest_file.digest == candidate.manifest_file.digest;
+        match self.candidates.iter_mut().find(is_same) {
+            Some(same) => {
+                candidate.names.retain(|name| !same.names.contains(name));
+                same.names.append(&mut candidate.names);
+            }
+            None => self.candidates.push(candidate),
+        }
+        Ok(())
+    }
+
+    /// Itself, when there is an image for this machine in it.
+    fn whole(self) -> Result<Inventory, ImportError> {
+        if self.candidates.is_empty() {
+            return Err(no_platform(self.left_out.iter().map(|left_out| left_out.platform.clone()).collect()));
+        }
+        Ok(self)
+    }
 }
 
 fn saved_candidate(members: &Members, saved: &Saved) -> Result<Candidate, ImportError> {
@@ -254,31 +327,37 @@ fn saved_candidate(members: &Members, saved: &Saved) -> Result<Candidate, Import
     Candidate::compose(members.incoming(), names, config, config_file, layers)
 }
 
-/// The images of an OCI layout that this machine can run.
-fn layout_candidates(members: &Members) -> Result<Vec<Candidate>, ImportError> {
+/// The images of an OCI layout, and which of them this machine can run.
+fn layout_inventory(members: &Members) -> Result<Inventory, ImportError> {
     let bytes = members.read("index.json", MANIFEST_BYTES_MAX)?;
     let parsed =
         manifest::parse(&bytes).map_err(|source| ImportError::Manifest { digest: "index.json".into(), source })?;
     let Document::Index(entries) = parsed else {
         return Err(ImportError::NotAnImage("its `index.json` is not an index"));
     };
-    let mut candidates = Vec::new();
-    for entry in entries.iter().filter(|entry| may_run_here(entry)) {
+    let mut inventory = Inventory::default();
+    for entry in &entries {
+        if !may_run_here(entry) {
+            inventory.left_out.push(left_out(entry, entry.name.as_deref()));
+            continue;
+        }
         let names = entry.name.as_deref().and_then(archive_name).into_iter().collect();
-        candidates.push(layout_candidate(members, &entry.content, names, 0)?);
+        let mut passed_over = Vec::new();
+        let candidate = layout_candidate(members, entry, names, &mut passed_over, 0);
+        inventory.left_out.append(&mut passed_over);
+        inventory.add(candidate, entry.name.clone(), Some(&entry.content.digest))?;
     }
-    if candidates.is_empty() {
-        return Err(no_platform(&entries));
-    }
-    Ok(candidates)
+    inventory.whole()
 }
 
 fn layout_candidate(
     members: &Members,
-    content: &Content,
+    entry: &IndexEntry,
     names: Vec<Reference>,
+    passed_over: &mut Vec<LeftOut>,
     depth: usize,
 ) -> Result<Candidate, ImportError> {
+    let content = &entry.content;
     let bytes = members.read(&blob_name(content), MANIFEST_BYTES_MAX)?;
     let manifest_file = blob(members, content)?;
     match manifest::parse(&bytes).map_err(ImportError::manifest(&content.digest))? {
@@ -293,10 +372,23 @@ fn layout_candidate(
         }
         Document::Index(entries) => {
             let own = Some(manifest::own_platform());
-            let fitting = entries.iter().find(|entry| entry.platform == own);
-            let chosen = fitting.or_else(|| entries.iter().find(|entry| entry.platform.is_none()));
-            layout_candidate(members, &chosen.ok_or_else(|| no_platform(&entries))?.content, names, depth + 1)
+            let fitting = entries.iter().position(|entry| entry.platform == own);
+            let Some(chosen) = fitting.or_else(|| entries.iter().position(|entry| entry.platform.is_none())) else {
+                return Err(no_platform(entries.into_iter().filter_map(|entry| entry.platform).collect()));
+            };
+            let name = names.first().map(ToString::to_string);
+            let others = entries.iter().enumerate().filter(|(at, _)| *at != chosen);
+            passed_over.extend(others.map(|(_, other)| left_out(other, name.as_deref())));
+            layout_candidate(members, &entries[chosen], names, passed_over, depth + 1)
         }
+    }
+}
+
+fn left_out(entry: &IndexEntry, reference: Option<&str>) -> LeftOut {
+    LeftOut {
+        reference: reference.map(str::to_owned),
+        digest: Some(entry.content.digest.to_string()),
+        platform: entry.platform.clone().unwrap_or_else(|| "unknown".to_owned()),
     }
 }
 
@@ -304,8 +396,7 @@ fn may_run_here(entry: &IndexEntry) -> bool {
     entry.platform.as_ref().is_none_or(|platform| *platform == manifest::own_platform())
 }
 
-fn no_platform(entries: &[IndexEntry]) -> ImportError {
-    let found: Vec<_> = entries.iter().filter_map(|entry| entry.platform.clone()).collect();
+fn no_platform(found: Vec<String>) -> ImportError {
     if found.is_empty() {
         return ImportError::NotAnImage("the archive lists no images");
     }
@@ -334,7 +425,7 @@ fn blob(members: &Members, content: &Content) -> Result<Arrived, ImportError> {
     Ok(file.clone())
 }
 
-fn unpack_all(runtime: &dyn Runtime, candidates: &[Candidate]) -> Result<(), ImportError> {
+fn unpack_all(store: &Store, runtime: &dyn Runtime, candidates: &[Candidate]) -> Result<(), ImportError> {
     let mut verified = HashSet::new();
     for candidate in candidates {
         if candidate.layers.len() != candidate.config.diff_ids.len() {
@@ -345,7 +436,7 @@ fn unpack_all(runtime: &dyn Runtime, candidates: &[Candidate]) -> Result<(), Imp
             if !verified.insert((&layer.digest, expected)) {
                 continue;
             }
-            let actual = unpack(runtime, layer, at + 1)?;
+            let actual = unpack(store, runtime, layer, at + 1)?;
             if actual != *expected {
                 return Err(ImportError::DiffId { number: at + 1, expected: expected.clone(), actual });
             }
@@ -354,11 +445,13 @@ fn unpack_all(runtime: &dyn Runtime, candidates: &[Candidate]) -> Result<(), Imp
     Ok(())
 }
 
-fn unpack(runtime: &dyn Runtime, layer: &Arrived, number: usize) -> Result<LayerId, ImportError> {
+fn unpack(store: &Store, runtime: &dyn Runtime, layer: &Arrived, number: usize) -> Result<LayerId, ImportError> {
     let file = File::open(&layer.path).map_err(ImportError::Read)?;
     let unpacked = Handle::current().block_on(runtime.unpack_layer(file));
     let failed = |source| ImportError::Unpack { number, blob: layer.digest.to_string(), source };
-    Ok(unpacked.map_err(failed)?.layer)
+    let unpacked = unpacked.map_err(failed)?;
+    store.sizes.note(&unpacked);
+    Ok(unpacked.layer)
 }
 
 impl Candidate {

@@ -75,7 +75,7 @@ pub(super) fn named_digest(name: &str) -> Option<Digest> {
     Digest::from_hex(stem)
 }
 
-fn reader(archive: File) -> Result<Reader<Decompressed<File>>, ImportError> {
+fn reader<R: Read>(archive: R) -> Result<Reader<Decompressed<R>>, ImportError> {
     let plain = Decompressed::new(archive, Bounds::default()).map_err(ImportError::Read)?;
     Ok(Reader::new(plain, Limits::default()))
 }
@@ -83,12 +83,33 @@ fn reader(archive: File) -> Result<Reader<Decompressed<File>>, ImportError> {
 impl Members {
     /// Puts the files of a tar aside.
     pub(super) fn from_archive(incoming: Incoming, archive: File) -> Result<Members, ImportError> {
+        Members::from_reader(incoming, archive, |_| Ok(()))
+    }
+
+    /// Puts the files of a tar aside as they come. One that turns out to be a root file system is refused before its
+    /// files take room.
+    pub(super) fn of_images(incoming: Incoming, archive: impl Read) -> Result<Members, ImportError> {
+        let mut is_of_images = false;
+        Members::from_reader(incoming, archive, |name| {
+            let first = name.split('/').next().unwrap_or_default();
+            is_of_images |= matches!(first, "blobs" | "oci-layout" | "index.json" | "manifest.json" | "repositories")
+                || is_named_by_digest(first);
+            if is_of_images || !ROOT_FOLDERS.contains(&first) { Ok(()) } else { Err(ImportError::RootFileSystem) }
+        })
+    }
+
+    fn from_reader(
+        incoming: Incoming,
+        archive: impl Read,
+        mut check: impl FnMut(&str) -> Result<(), ImportError>,
+    ) -> Result<Members, ImportError> {
         let mut members = Members { files: BTreeMap::new(), links: BTreeMap::new(), incoming };
         let mut reader = reader(archive)?;
         while let Some(mut entry) = reader.next_entry()? {
             let head = entry.head().clone();
             // Whoever wrote the archive named its members in JSON; what is no text is not one of them.
             let Some(name) = text(&head.components().map_err(ImportError::Path)?) else { continue };
+            check(&name)?;
             match head.kind {
                 Kind::File => {
                     let arrived = members.incoming.receive(&mut entry, Bounds::default().bytes_max);
@@ -104,6 +125,8 @@ impl Members {
                 Kind::Directory | Kind::Fifo | Kind::Device => {}
             }
         }
+        // What comes after the last entry is read as well: a compressed stream proves itself at its end.
+        reader.drain()?;
         Ok(members)
     }
 

@@ -35,6 +35,9 @@ pub enum ImportError {
     /// It holds no image.
     #[error("{0}\nhint: give the tar of a root file system, what `docker save` writes, or an OCI image layout")]
     NotAnImage(&'static str),
+    /// It is a root file system, and images were expected.
+    #[error("the archive is a root file system and not an image\nhint: `ampoule image import` makes an image of it")]
+    RootFileSystem,
     /// A file of the archive is missing or wrong.
     #[error("`{member}` of the archive is refused: {problem}")]
     Member {

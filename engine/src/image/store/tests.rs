@@ -103,7 +103,7 @@ impl Fixture {
 
     fn remove(&self, reference: &str) -> Result<Removed, RemoveError> {
         let _entered = self.runtime.enter();
-        self.store().remove(&self.unpacker, reference)
+        self.store().remove(&self.unpacker, reference, false)
     }
 
     fn reconcile(&self) -> Reconciled {
