@@ -25,6 +25,8 @@ use crate::problem::{
 };
 use crate::request::{Query, too_large};
 
+pub mod trees;
+
 /// Imports under way at once; more are told to come back.
 const IMPORTS_MAX: usize = 2;
 /// Chunks of a body that wait for the store.
@@ -180,6 +182,9 @@ fn document(summary: ImageSummary) -> types::Image {
         layers: u32::try_from(summary.layers).unwrap_or(u32::MAX),
         created: summary.created.and_then(|time| time.parse().ok()),
         damage: summary.damage,
+        left_out: summary
+            .skipped
+            .map(|skipped| types::ImageLeftOut { devices: skipped.devices, xattrs: skipped.xattrs }),
         config: None,
     }
 }
@@ -193,6 +198,7 @@ fn detailed(image: &HeldImage) -> types::Image {
         layers: u32::try_from(image.layers.len()).unwrap_or(u32::MAX),
         created: image.created.as_ref().and_then(|time| time.parse().ok()),
         damage: None,
+        left_out: None,
         config: Some(types::ImageConfig {
             env: config.env.iter().cloned().collect(),
             entrypoint: config.entrypoint.clone(),

@@ -28,6 +28,7 @@ use crate::{images, jobs, policies, system, tokens, uploads};
         jobs::routes::delete, jobs::routes::logs, jobs::routes::follow, jobs::routes::artifacts,
         jobs::routes::artifact, uploads::create,
         images::list, images::import, images::get, images::remove,
+        images::trees::export, images::trees::diff, images::trees::verify,
         policies::list,
         tokens::create, tokens::list, tokens::revoke,
         system::healthz, system::readyz, system::version, system::metrics, description,

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
 
 use super::amount::shown_size;
-use super::{bundle, table};
+use super::{bundle, table, trees};
 
 /// Letters of a digest that a table shows: `sha256:` and twelve digits.
 const DIGEST_LETTERS: usize = 19;
@@ -45,6 +45,15 @@ pub(super) enum Command {
         /// Name or digest
         image: String,
     },
+    /// Write the file system of an image as one flat tar
+    #[command(after_help = "Examples:\n  ampoule image export debian:12 -o rootfs.tar\n  \
+        ampoule image export busybox -o - | tar -t\n  \
+        ampoule image export busybox -o - | docker import - busybox")]
+    Export(trees::ExportArguments),
+    /// Show how the file systems of two images differ
+    Diff(trees::DiffArguments),
+    /// Read images again and tell what is wrong with them; returns 1 for damage
+    Verify(trees::VerifyArguments),
 }
 
 #[derive(Args)]
@@ -65,6 +74,9 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<ExitCode> {
         Command::Import(arguments) => import(client, &arguments).await?,
         Command::Ls { json, quiet } => list(client, json, quiet).await?,
         Command::Rm { images } => remove(client, &images).await?,
+        Command::Export(arguments) => trees::export(client, &arguments).await?,
+        Command::Diff(arguments) => trees::diff(client, &arguments).await?,
+        Command::Verify(arguments) => return trees::verify(client, &arguments).await,
         Command::Inspect { image } => {
             writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&client.image(&image).await?)?)?;
         }
@@ -82,6 +94,14 @@ async fn import(client: &Client, arguments: &ImportArguments) -> Result<()> {
     for image in &imported.images {
         let name = image.reference.as_deref().unwrap_or("(without a name)");
         writeln!(io::stdout(), "{}  {}  {}", table::plain(name), image.digest, shown_size(image.size_bytes))?;
+    }
+    let left_out = imported.images.iter().find_map(|image| image.left_out).unwrap_or_default();
+    if left_out.devices > 0 {
+        writeln!(io::stderr(), "left out: {} device nodes; a sandbox has its own /dev", left_out.devices)?;
+    }
+    if left_out.xattrs > 0 {
+        let what = "extended attributes that belong to a host or that their files cannot have";
+        writeln!(io::stderr(), "left out: {} {what}", left_out.xattrs)?;
     }
     Ok(())
 }

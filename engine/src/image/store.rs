@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 
 use super::config::{Config, ImageConfig};
 use super::digest::Digest;
+use super::layer::Skipped;
 use super::manifest::{self, Document, Manifest};
 use super::reference::{Reference, ReferenceError};
 use crate::runtime::{Runtime, RuntimeError};
@@ -23,12 +24,15 @@ use crate::spec::LayerId;
 use blobs::Blobs;
 use index::Entry;
 pub use refusal::ImportError;
+pub use verify::{Verified, VerifiedImage, VerifyError, VerifyOptions};
 
 mod blobs;
 mod import;
 mod index;
 mod members;
 mod refusal;
+mod unpacking;
+mod verify;
 
 /// Fewest hexadecimal digits that may stand for an image.
 const ID_PREFIX_MIN: usize = 12;
@@ -98,6 +102,8 @@ pub struct ImageSummary {
     pub imported_unix: Option<u64>,
     /// What is wrong with it, if its manifest or config cannot be read.
     pub damage: Option<String>,
+    /// What of its layers was left out, in the answer to an import.
+    pub skipped: Option<Skipped>,
 }
 
 /// What a removal did.
@@ -470,6 +476,7 @@ impl Record {
             created: image.and_then(|image| image.created.clone()),
             imported_unix: self.entry.imported_unix,
             damage: self.image.as_ref().err().cloned(),
+            skipped: None,
         }
     }
 }

@@ -28,6 +28,7 @@ mod connection;
 mod endpoint;
 mod sse;
 mod tls;
+mod trees;
 
 pub use connection::ConnectionError;
 pub use endpoint::{Endpoint, EndpointError};

@@ -6,8 +6,9 @@ pub mod job;
 pub mod policy;
 pub mod problem;
 pub mod system;
+pub mod tree;
 
-pub use image::{Image, ImageConfig, ImageList, ImageRemoved};
+pub use image::{Image, ImageConfig, ImageLeftOut, ImageList, ImageRemoved};
 pub use job::{
     Artifact, ArtifactList, ArtifactsRequest, Batch, BatchItem, BatchResult, Ending, EndingKind, Event, Figures, Gap,
     Job, JobFile, JobList, JobRequest, JobSpec, JobState, JobSummary, Limits, LimitsRequest, LogChunk, Output, Phases,
@@ -16,3 +17,4 @@ pub use job::{
 pub use policy::{Decision, Denial, Outcome, Policy, PolicyList, PolicyWarning, Verdict};
 pub use problem::Problem;
 pub use system::{Health, Token, TokenCreated, TokenList, TokenRequest, Version};
+pub use tree::{ChangeKind, FileFacts, FileKind, ImageChange, ImageDiff, Verification, VerifiedImage, VerifyRequest};

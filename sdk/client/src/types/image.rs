@@ -25,9 +25,21 @@ pub struct Image {
     /// What is wrong with it, when it cannot be used any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damage: Option<String>,
+    /// What of its layers was left out when they were unpacked; only in the answer to an import.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<ImageLeftOut>,
     /// What its config asks for; only when a single image is asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<ImageConfig>,
+}
+
+/// What unpacked layers do not have although their archives do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ImageLeftOut {
+    /// Device nodes; a sandbox brings its own `/dev`.
+    pub devices: u64,
+    /// Extended attributes that belong to a host, or that the file cannot have.
+    pub xattrs: u64,
 }
 
 /// What an image's config asks for when a job does not say otherwise.
