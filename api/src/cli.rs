@@ -24,6 +24,7 @@ mod policies;
 mod run;
 mod table;
 mod tokens;
+mod trees;
 
 /// How the exit codes of `run` are explained, in the help of every command that has them.
 const EXIT_CODES: &str = "\

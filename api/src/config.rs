@@ -15,6 +15,10 @@ pub const CONFIG_FILE: &str = "/etc/ampoule/ampoule.toml";
 /// Longest configuration file, in bytes.
 const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
 const MIB: u64 = 1024 * 1024;
+/// A layer may be unpacked while it is downloaded, and a slow registry needs patience.
+const WORK_TIME: Duration = Duration::from_secs(3600);
+/// The largest layer that is taken needs about two minutes.
+const WORK_CPU_TIME: Duration = Duration::from_secs(600);
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
@@ -69,6 +73,12 @@ pub struct Flags {
     /// Sandboxes that are made ahead [default: as many as run at once]
     #[arg(long, env = "AMPOULE_WARM", value_name = "N")]
     pub warm: Option<u32>,
+    /// How long unpacking a layer may take, the download of it included [default: 1h]
+    #[arg(long, env = "AMPOULE_WORK_TIME", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub work_time: Option<Duration>,
+    /// How much processor time unpacking a layer may take [default: 10m]
+    #[arg(long, env = "AMPOULE_WORK_CPU_TIME", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub work_cpu_time: Option<Duration>,
     /// How long running jobs may go on after a request to stop, as in 30s
     #[arg(long, env = "AMPOULE_DRAIN", value_name = "TIME", value_parser = humantime::parse_duration)]
     pub drain: Option<Duration>,
@@ -88,6 +98,8 @@ struct Written {
     queue: Option<u32>,
     warm: Option<u32>,
     threads: Option<u32>,
+    work_time: Option<String>,
+    work_cpu_time: Option<String>,
     drain: Option<String>,
     log_format: Option<LogFormat>,
     socket: WrittenSocket,
@@ -157,6 +169,10 @@ pub struct Config {
     pub queue: u32,
     /// Sandboxes that are made ahead.
     pub warm: u32,
+    /// How long unpacking a layer may take on the clock.
+    pub work_time: Duration,
+    /// How much processor time unpacking a layer may take.
+    pub work_cpu_time: Duration,
     /// Threads that serve requests.
     pub threads: u32,
     /// How long running jobs may go on after a request to stop.
@@ -303,6 +319,14 @@ fn mean(written: Written, flags: &Flags) -> Result<Config, ConfigError> {
         Some(time) => time,
         None => duration("drain", written.drain.as_deref(), Duration::from_secs(30))?,
     };
+    let work_time = match flags.work_time {
+        Some(time) => time,
+        None => duration("work_time", written.work_time.as_deref(), WORK_TIME)?,
+    };
+    let work_cpu_time = match flags.work_cpu_time {
+        Some(time) => time,
+        None => duration("work_cpu_time", written.work_cpu_time.as_deref(), WORK_CPU_TIME)?,
+    };
     Ok(Config {
         state: flags.state.clone().or(written.state).unwrap_or_else(default_state),
         socket: mean_socket(written.socket, flags)?,
@@ -313,6 +337,8 @@ fn mean(written: Written, flags: &Flags) -> Result<Config, ConfigError> {
         concurrency,
         queue: positive("queue", flags.queue.or(written.queue).unwrap_or(10_000))?,
         warm: flags.warm.or(written.warm).unwrap_or(concurrency),
+        work_time,
+        work_cpu_time,
         threads: positive("threads", written.threads.unwrap_or(processors.div_ceil(2)))?,
         drain,
         log_format: flags.log_format.or(written.log_format).unwrap_or_default(),

@@ -17,6 +17,7 @@ pub mod intake;
 pub mod removal;
 pub mod save;
 pub mod tags;
+pub mod trees;
 
 /// Imports under way at once; more are told to come back.
 const IMPORTS_MAX: usize = 2;

@@ -147,6 +147,11 @@ fn prepare(config: &Config) -> Result<Prepared, ServeError> {
         gid,
         warm_sandboxes: config.warm,
         sandboxes_max: config.concurrency.saturating_add(config.warm).saturating_add(1),
+        // The kernel counts processor time in whole seconds.
+        work_times: launcher::WorkTimes {
+            cpu_seconds: config.work_cpu_time.as_secs().max(1),
+            wall_seconds: config.work_time.as_secs().max(1),
+        },
     })?;
     if is_root {
         become_user(uid, gid).map_err(|error| ServeError::Drop(Box::new(error)))?;

@@ -9,3 +9,4 @@ pub mod layer;
 pub mod manifest;
 pub mod reference;
 pub mod store;
+pub mod tree;

@@ -4,5 +4,6 @@ pub(crate) mod capabilities;
 pub mod cgroup;
 pub(crate) mod mounts;
 pub(crate) mod network;
+pub(crate) mod overlay;
 pub mod seccomp;
 pub mod users;

@@ -3,11 +3,13 @@
 
 use std::fs::File;
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
+use crate::image::layer::Skipped;
 use crate::spec::{Exit, LayerId, SandboxSpec, StopReason};
 
 pub mod scripted;
@@ -22,15 +24,45 @@ pub trait Runtime: Send + Sync + 'static {
     fn launch(&self, spec: SandboxSpec, input: Input) -> Pending<'_, Result<Running, RuntimeError>>;
 
     /// Unpacks the layer in `archive` (tar; plain, gzip or zstd, told apart by its first bytes) in a throw-away
-    /// sandbox. The layer appears whole under its diff id, or not at all. A layer that is there already is kept.
+    /// sandbox. The layer appears whole under its diff id, or not at all. A layer that is there already is kept. Only
+    /// so many are unpacked at a time; an archive that is a pipe is not read before its turn.
     fn unpack_layer(&self, archive: File) -> Pending<'_, Result<Unpacked, RuntimeError>>;
 
     /// Removes an unpacked layer. One that is not there is no error.
     fn remove_layer(&self, layer: LayerId) -> Pending<'_, Result<(), RuntimeError>>;
 
+    /// Writes what these layers come to, lowest first, to `output` as one flat tar, always the same for the same
+    /// layers. It is read in a throw-away sandbox.
+    fn export_tree(&self, layers: Vec<LayerId>, output: OwnedFd) -> Pending<'_, Result<Exported, RuntimeError>> {
+        let _ = (layers, output);
+        Box::pin(async { Err(RuntimeError::Layer(NO_TREES.to_owned())) })
+    }
+
+    /// Writes how what the layers `after` come to differs from what `before` do to `output`, in the form that
+    /// `image::tree::Changes` reads. Both are read in a throw-away sandbox.
+    fn compare_trees(
+        &self,
+        before: Vec<LayerId>,
+        after: Vec<LayerId>,
+        output: OwnedFd,
+    ) -> Pending<'_, Result<(), RuntimeError>> {
+        let _ = (before, after, output);
+        Box::pin(async { Err(RuntimeError::Layer(NO_TREES.to_owned())) })
+    }
+
+    /// Compares an unpacked layer with what its archive unpacks to, in a throw-away sandbox. With `mends`, a layer
+    /// that differs is replaced, unless a job runs on it.
+    fn check_layer(&self, layer: LayerId, archive: File, mends: bool) -> Pending<'_, Result<Checked, RuntimeError>> {
+        let _ = (layer, archive, mends);
+        Box::pin(async { Err(RuntimeError::Layer(NO_TREES.to_owned())) })
+    }
+
     /// What the runtime holds at this moment, for metrics.
     fn census(&self) -> Census;
 }
+
+/// What a runtime says that keeps no layers.
+const NO_TREES: &str = "this runtime keeps no layers";
 
 /// What goes into a sandbox besides its spec.
 #[derive(Debug, Default)]
@@ -79,6 +111,28 @@ pub struct Unpacked {
     pub tar_bytes: u64,
     /// Entries of the tar.
     pub entries: u64,
+    /// What of the tar was left out.
+    pub skipped: Skipped,
+}
+
+/// A tree that was written as a tar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exported {
+    /// Entries of the tar.
+    pub entries: u64,
+    /// Bytes of the tar.
+    pub bytes: u64,
+}
+
+/// A layer that was compared with its archive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// Files that differ.
+    pub differences: u64,
+    /// The first few of them, each with what is wrong, as sentences.
+    pub samples: Vec<String>,
+    /// Whether the layer was replaced.
+    pub is_mended: bool,
 }
 
 /// What a runtime holds at one moment.

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 
 use super::amount::shown_size;
-use super::table;
+use super::{table, trees};
 
 mod archives;
 mod progress;
@@ -75,6 +75,15 @@ pub(super) enum Command {
         /// Name or digest
         image: String,
     },
+    /// Write the file system of an image as one flat tar
+    #[command(after_help = "Examples:\n  ampoule image export debian:12 -o rootfs.tar\n  \
+        ampoule image export busybox -o - | tar -t\n  \
+        ampoule image export busybox -o - | docker import - busybox")]
+    Export(trees::ExportArguments),
+    /// Show how the file systems of two images differ
+    Diff(trees::DiffArguments),
+    /// Read images again and tell what is wrong with them; returns 1 for damage
+    Verify(trees::VerifyArguments),
 }
 
 #[derive(Args)]
@@ -120,6 +129,9 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<ExitCode> {
         Command::Prune(arguments) => prune::run(client, &arguments).await?,
         Command::Du { json } => show::usage(client, json).await?,
         Command::History { image, no_trunc, json } => show::history(client, &image, no_trunc, json).await?,
+        Command::Export(arguments) => trees::export(client, &arguments).await?,
+        Command::Diff(arguments) => trees::diff(client, &arguments).await?,
+        Command::Verify(arguments) => return trees::verify(client, &arguments).await,
         Command::Inspect { image } => {
             writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&client.image(&image).await?)?)?;
         }

@@ -19,6 +19,9 @@ pub(super) fn document(summary: ImageSummary) -> types::Image {
         layers: count(summary.layers),
         created: summary.created.and_then(|time| time.parse().ok()),
         damage: summary.damage,
+        skipped: summary
+            .skipped
+            .map(|skipped| types::ImageSkipped { devices: skipped.devices, xattrs: skipped.xattrs }),
         shared_bytes: None,
         unique_bytes: None,
         config: None,

@@ -613,6 +613,12 @@ impl<R: Read> Entry<'_, R> {
         &self.head
     }
 
+    /// Takes what the entry says of itself out of it, for whoever reads the content too.
+    pub(crate) fn take_head(&mut self) -> Head {
+        let empty = Head { path: Vec::new(), xattrs: Vec::new(), kind: Kind::File, ..self.head };
+        std::mem::replace(&mut self.head, empty)
+    }
+
     /// Where the entry stands, for messages.
     pub fn place(&self) -> Place {
         self.reader.place.clone()

@@ -7,13 +7,18 @@
 
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
+use std::rc::Rc;
+
+use serde::{Deserialize, Serialize};
 
 use super::archive::{self, ArchiveError, Entry, Head, Kind, PathError, Place, Timestamp};
 use super::compression::{Bounds, Decompressed};
-use super::digest::Hashing;
-use folder::{Attributes, Folder};
+use super::digest::{Hasher, Hashing};
+pub(crate) use ahead::Ahead;
+use folder::{Attributes, Folder, MadeFolder, Open};
 pub use remove::{remove_all_in, remove_tree};
 
+mod ahead;
 mod folder;
 mod remove;
 
@@ -27,6 +32,10 @@ const OPAQUE_MARK: &[u8] = b".wh..wh..opq";
 const AUFS_PREFIX: &[u8] = b".wh..wh.";
 /// Most memory for the times of folders, which can only be set last.
 const FOLDER_TIMES_BYTES_MAX: usize = 256 << 20;
+/// The bit by which a folder gives its group to what is made in it.
+const SETGID: u32 = 0o2000;
+/// The bits of a mode that a file has as soon as it is made.
+const PLAIN_MODE: u32 = 0o777;
 /// Bytes of content moved at a time.
 const CONTENT_BUFFER_BYTES: usize = 256 * 1024;
 
@@ -60,7 +69,7 @@ pub struct Unpacked {
 }
 
 /// What an unpacked layer does not have although its archive does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
     /// Device nodes; a sandbox brings its own `/dev`.
     pub devices: u64,
@@ -116,24 +125,59 @@ pub enum UnpackError {
 /// An archive that cannot be read or is refused, and a file system that fails; the error names the entry.
 pub fn unpack(archive: impl Read, root: BorrowedFd<'_>, limits: UnpackLimits) -> Result<Unpacked, UnpackError> {
     let plain = Decompressed::new(archive, limits.bounds).map_err(UnpackError::Open)?;
+    let layer = Layer::new(root, Maker::default());
+    unpack_plain(Hashing::new(plain), layer, limits, |plain| Ok(plain.into_hasher()))
+}
+
+/// Unpacks as `unpack` does, with other threads that decompress and hash. For a process of its own: sets its umask.
+pub(crate) fn unpack_ahead(
+    archive: impl Read + Send + 'static,
+    ahead: Ahead,
+    root: BorrowedFd<'_>,
+    limits: UnpackLimits,
+) -> Result<Unpacked, UnpackError> {
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let is_root = rustix::process::geteuid().is_root() && rustix::process::getegid().is_root();
+    let layer = Layer::new(root, Maker { gives_root: is_root, gives_mode: true });
+    unpack_plain(ahead.read(archive, limits.bounds), layer, limits, |plain| plain.into_hasher())
+}
+
+fn unpack_plain<R: Read>(
+    plain: R,
+    mut layer: Layer<'_>,
+    limits: UnpackLimits,
+    hasher: impl FnOnce(R) -> io::Result<Hasher>,
+) -> Result<Unpacked, UnpackError> {
     let limits = archive::Limits { entries_max: limits.entries_max, bytes_max: limits.bounds.bytes_max };
-    let mut reader = archive::Reader::new(Hashing::new(plain), limits);
-    let mut layer = Layer::new(root);
+    let mut reader = archive::Reader::new(plain, limits);
     while let Some(mut entry) = reader.next_entry()? {
         layer.apply(&mut entry)?;
     }
     layer.set_folder_times()?;
     let entries = reader.entries();
     // The diff id covers what stands behind the end mark as well.
-    let hasher = reader.drain()?.into_hasher();
-    rustix::fs::syncfs(root).map_err(|error| UnpackError::Sync(error.into()))?;
+    let hasher = hasher(reader.drain()?).map_err(UnpackError::Open)?;
+    layer.root.sync().map_err(UnpackError::Sync)?;
     let tar_bytes = hasher.bytes();
     Ok(Unpacked { diff_id: hasher.finish().hex().to_owned(), tar_bytes, entries, skipped: layer.skipped })
+}
+
+/// What a file has as soon as it is made, so that it need not be set.
+#[derive(Clone, Copy, Debug, Default)]
+struct Maker {
+    /// It belongs to user and group 0: that is who makes it, and no folder has had a group for its files.
+    gives_root: bool,
+    /// It has the mode that it is made with: there is no umask, and no folder has had a group or an access list for its
+    /// files.
+    gives_mode: bool,
 }
 
 /// A layer while it is unpacked.
 struct Layer<'root> {
     root: Folder<'root>,
+    maker: Maker,
+    /// The folder that was used last, by its path: most entries stand in the one of the entry before.
+    last: Option<(Vec<u8>, Rc<Folder<'static>>)>,
     skipped: Skipped,
     folder_times: Vec<(Box<[u8]>, Timestamp)>,
     folder_times_bytes: usize,
@@ -141,9 +185,11 @@ struct Layer<'root> {
 }
 
 impl<'root> Layer<'root> {
-    fn new(root: BorrowedFd<'root>) -> Layer<'root> {
+    fn new(root: BorrowedFd<'root>, maker: Maker) -> Layer<'root> {
         Layer {
             root: Folder::borrowed(root),
+            maker,
+            last: None,
             skipped: Skipped::default(),
             folder_times: Vec::new(),
             folder_times_bytes: 0,
@@ -153,7 +199,7 @@ impl<'root> Layer<'root> {
 
     fn apply<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<(), UnpackError> {
         let place = entry.place();
-        let head = entry.head().clone();
+        let head = entry.take_head();
         let parts = head.components().map_err(|source| UnpackError::Path { place: place.clone(), source })?;
         if let Some(id) = [head.uid, head.gid].into_iter().find(|&id| id > ID_MAX) {
             let hint = format!("hint: an image is made with owners and groups of 0 to {ID_MAX}");
@@ -170,7 +216,8 @@ impl<'root> Layer<'root> {
         }
         let parent = self.parent(&place, above)?;
         match name.strip_prefix(WHITEOUT_PREFIX) {
-            Some(_) if name == OPAQUE_MARK => self.hide_all(&place, &parent, above),
+            // On the root of a layer the mark says that nothing of the layers below is seen; who mounts them looks.
+            Some(_) if name == OPAQUE_MARK => parent.set_opaque().map_err(|source| system("mark", &place, source)),
             Some(_) if name.starts_with(AUFS_PREFIX) => Ok(()),
             Some(hidden) => hide(&place, &parent, hidden),
             None => self.place_entry(&place, &parent, name, &head, entry),
@@ -182,12 +229,24 @@ impl<'root> Layer<'root> {
             return Err(refused(place, "it takes the place of the root folder"));
         }
         let attributes = self.root.attributes().map_err(|source| system("open", place, source))?;
-        self.set_attributes(place, &attributes, head)?;
+        self.set_attributes(place, attributes.open(), head, Maker::default())?;
         self.remember_time(place, head)
     }
 
-    /// Opens the folder that an entry goes into; folders that the archive does not name are made.
-    fn parent(&self, place: &Place, above: &[&[u8]]) -> Result<Folder<'static>, UnpackError> {
+    /// The folder that an entry goes into; folders that the archive does not name are made.
+    fn parent(&mut self, place: &Place, above: &[&[u8]]) -> Result<Rc<Folder<'static>>, UnpackError> {
+        let path = above.join(&b'/');
+        if let Some((last, folder)) = &self.last
+            && *last == path
+        {
+            return Ok(Rc::clone(folder));
+        }
+        let folder = Rc::new(self.open_parent(place, above)?);
+        self.last = Some((path, Rc::clone(&folder)));
+        Ok(folder)
+    }
+
+    fn open_parent(&self, place: &Place, above: &[&[u8]]) -> Result<Folder<'static>, UnpackError> {
         if let Ok(folder) = self.root.open_beneath(above) {
             return Ok(folder);
         }
@@ -206,15 +265,6 @@ impl<'root> Layer<'root> {
         Ok(folder)
     }
 
-    /// Hides all that lower layers hold in a folder.
-    fn hide_all(&self, place: &Place, folder: &Folder<'_>, above: &[&[u8]]) -> Result<(), UnpackError> {
-        if above.is_empty() {
-            // overlayfs looks at no such mark on the root of a layer.
-            return Err(refused(place, "a layer that hides everything below it is not supported"));
-        }
-        folder.set_opaque().map_err(|source| system("mark", place, source))
-    }
-
     fn place_entry<R: Read>(
         &mut self,
         place: &Place,
@@ -224,26 +274,24 @@ impl<'root> Layer<'root> {
         entry: &mut Entry<'_, R>,
     ) -> Result<(), UnpackError> {
         match &head.kind {
-            Kind::Directory => {
-                let folder = parent.make_folder(name).map_err(|source| system("make", place, source))?;
-                self.set_attributes(place, &folder, head)?;
-                self.remember_time(place, head)
-            }
+            Kind::Directory => self.place_folder(place, parent, name, head),
             Kind::File => {
-                let file = parent.make_file(name).map_err(|source| system("make", place, source))?;
+                let file = self.replacing(parent, name, || parent.make_file(name, head.mode));
+                let file = file.map_err(|source| system("make", place, source))?;
                 self.write_content(place, &file, head, entry)?;
-                self.set_attributes(place, &file, head)?;
+                self.set_attributes(place, file.open(), head, self.maker)?;
                 file.set_time(head.mtime).map_err(|source| system("set the time of", place, source))
             }
             Kind::Symlink { target } => {
-                let made = parent.make_symlink(name, target);
-                made.and_then(|()| parent.set_link_attributes(name, head))
+                let made = self.replacing(parent, name, || parent.make_symlink(name, target));
+                let has_owner = self.maker.gives_root && (head.uid, head.gid) == (0, 0);
+                made.and_then(|()| parent.set_link_attributes(name, head, has_owner))
                     .map_err(|source| system("make", place, source))?;
                 self.skipped.xattrs += head.xattrs.len() as u64;
                 Ok(())
             }
             Kind::Fifo => {
-                let made = parent.make_fifo(name);
+                let made = self.replacing(parent, name, || parent.make_fifo(name));
                 made.and_then(|()| parent.set_fifo_attributes(name, head))
                     .map_err(|source| system("make", place, source))?;
                 self.skipped.xattrs += head.xattrs.len() as u64;
@@ -257,9 +305,44 @@ impl<'root> Layer<'root> {
         }
     }
 
+    fn place_folder(
+        &mut self,
+        place: &Place,
+        parent: &Folder<'_>,
+        name: &[u8],
+        head: &Head,
+    ) -> Result<(), UnpackError> {
+        let made = parent.make_folder(name, head.mode).map_err(|source| system("make", place, source))?;
+        let MadeFolder { folder, has_replaced, is_new } = made;
+        if has_replaced {
+            self.last = None;
+        }
+        let maker = if is_new { self.maker } else { Maker::default() };
+        self.set_attributes(place, folder.open(), head, maker)?;
+        let is_acl = |xattr: &archive::Xattr| xattr.name == b"system.posix_acl_default";
+        let gives_group = head.mode & SETGID != 0;
+        self.maker.gives_root &= !gives_group;
+        // A folder in such a folder has the bit as well.
+        self.maker.gives_mode &= !gives_group && !head.xattrs.iter().any(is_acl);
+        self.remember_time(place, head)
+    }
+
+    /// Makes something; removes what has its name and tries again if it is taken.
+    fn replacing<T>(&mut self, parent: &Folder<'_>, name: &[u8], make: impl Fn() -> io::Result<T>) -> io::Result<T> {
+        match make() {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                // The folder that was used last may be what goes.
+                self.last = None;
+                parent.remove(name)?;
+                make()
+            }
+            made => made,
+        }
+    }
+
     /// Gives a file that was unpacked before another name. Its attributes stay those of the first name.
     fn place_hard_link(
-        &self,
+        &mut self,
         place: &Place,
         parent: &Folder<'_>,
         name: &[u8],
@@ -273,7 +356,7 @@ impl<'root> Layer<'root> {
         if !target_parent.holds_file(target_name) {
             return Err(no_such());
         }
-        let linked = parent.make_hard_link(name, &target_parent, target_name);
+        let linked = self.replacing(parent, name, || parent.make_hard_link(name, &target_parent, target_name));
         linked.map_err(|source| system("link", place, source))
     }
 
@@ -297,14 +380,20 @@ impl<'root> Layer<'root> {
     }
 
     /// Sets owner, extended attributes and mode, in the order in which none takes another back.
-    fn set_attributes(&mut self, place: &Place, file: &Attributes, head: &Head) -> Result<(), UnpackError> {
-        file.set_owner(head.uid, head.gid).map_err(|source| system("set the owner of", place, source))?;
+    fn set_attributes(&mut self, place: &Place, file: Open<'_>, head: &Head, maker: Maker) -> Result<(), UnpackError> {
+        if !(maker.gives_root && (head.uid, head.gid) == (0, 0)) {
+            file.set_owner(head.uid, head.gid).map_err(|source| system("set the owner of", place, source))?;
+        }
         for xattr in &head.xattrs {
             let kept = is_kept(&xattr.name)
                 && file.set_xattr(xattr).map_err(|source| system("set an extended attribute of", place, source))?;
             self.skipped.xattrs += u64::from(!kept);
         }
-        file.set_mode(head.mode).map_err(|source| system("set the mode of", place, source))
+        // An access list changes the mode as well.
+        if !maker.gives_mode || head.mode & !PLAIN_MODE != 0 || !head.xattrs.is_empty() {
+            file.set_mode(head.mode).map_err(|source| system("set the mode of", place, source))?;
+        }
+        Ok(())
     }
 
     /// A folder's time changes with everything that is put into it.
@@ -323,7 +412,7 @@ impl<'root> Layer<'root> {
             let parts =
                 archive::split_path(&path).map_err(|source| UnpackError::Path { place: place.clone(), source })?;
             // A later entry may have taken the folder's place; then there is nothing to do.
-            if let Ok(folder) = self.root.open_beneath(&parts).and_then(|folder| folder.attributes()) {
+            if let Ok(folder) = self.root.attributes_beneath(&parts) {
                 folder.set_time(time).map_err(|source| system("set the time of", &place, source))?;
             }
         }
@@ -341,7 +430,7 @@ fn hide(place: &Place, parent: &Folder<'_>, hidden: &[u8]) -> Result<(), UnpackE
 
 /// Whether an extended attribute of an archive is given to the file. The rest belongs to the host: a layer must not
 /// speak to overlayfs or to a security module.
-fn is_kept(name: &[u8]) -> bool {
+pub(crate) fn is_kept(name: &[u8]) -> bool {
     let is_users = name.starts_with(b"user.") && !name.starts_with(folder::OVERLAY_XATTR_PREFIX);
     is_users || matches!(name, b"security.capability" | b"system.posix_acl_access" | b"system.posix_acl_default")
 }

@@ -17,6 +17,7 @@ use tokio::runtime::Handle;
 
 use super::config::{Config, ImageConfig};
 use super::digest::Digest;
+use super::layer::Skipped;
 use super::manifest::{self, Document, Manifest};
 use super::reference::{Reference, ReferenceError};
 use crate::runtime::{Runtime, RuntimeError};
@@ -35,6 +36,7 @@ pub use save::{ArchiveFormat, SaveError, Saving};
 use sizes::Sizes;
 pub use stock::{DiskUsage, ImageUsage, Reclaimable};
 pub use usage::{Account, Share};
+pub use verify::{Verified, VerifiedImage, VerifyError, VerifyOptions};
 
 mod blobs;
 mod detail;
@@ -50,7 +52,9 @@ mod removal;
 mod save;
 mod sizes;
 mod stock;
+mod unpacking;
 mod usage;
+mod verify;
 
 /// Fewest hexadecimal digits that may stand for an image.
 const ID_PREFIX_MIN: usize = 12;
@@ -122,6 +126,8 @@ pub struct ImageSummary {
     pub damage: Option<String>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// What of its layers was left out, in the answer to an import.
+    pub skipped: Option<Skipped>,
 }
 
 impl ImageSummary {
@@ -414,6 +420,7 @@ impl Record {
             imported_unix: self.entry.imported_unix,
             damage: self.image.as_ref().err().cloned(),
             labels: image.map(|image| image.config.labels.clone()).unwrap_or_default(),
+            skipped: None,
         }
     }
 }

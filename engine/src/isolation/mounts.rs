@@ -14,6 +14,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -28,6 +29,7 @@ use rustix::mount::{
 };
 use rustix::process::{chdir, chroot, fchdir, pivot_root};
 
+use crate::isolation::overlay;
 use crate::isolation::users::{IMAGE_FIRST_ID, Identity};
 use crate::spec::{Frame, WritablePath};
 use crate::sys::{self, MountAttributes, SysError, failed};
@@ -59,6 +61,9 @@ const DEVICE_LINKS: [(&str, &str); 4] = [
 ];
 /// Room in `/dev/shm`, in bytes: Docker's default, which test suites with many processes are used to.
 const SHARED_MEMORY_BYTES: u64 = 64 * 1024 * 1024;
+/// Most folders of an overlay that are mounted by one call with options, which is quicker for few; of more, each is
+/// an option of its own, since together they have to fit a page.
+const FOLDERS_IN_OPTIONS_MAX: usize = 16;
 /// User and group that own the zygote's own tree.
 const HOST_ROOT: (u32, u32) = (0, 0);
 /// What every mount of a layer forbids.
@@ -72,13 +77,12 @@ const LAYER_ATTRIBUTES: u64 = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID 
 pub(crate) fn enter_zygote_tree(layers: BorrowedFd<'_>, names: &[&str]) -> Result<(), SysError> {
     // Cloned first: the kernel clones only what is in the caller's own namespace.
     let trees = names.iter().map(|name| clone_layer(layers, name)).collect::<Result<Vec<_>, _>>()?;
-    enter_private_namespace()?;
-    let root = tmpfs(&[("size", "1m"), ("nr_inodes", "1k"), ("mode", "0755")], MountAttrFlags::empty())?;
-    become_root(&root)?;
+    let root = enter_small_root()?;
     for folder in ["/layers", "/m", "/s", "/r", "/dev"] {
         make_folder(folder)?;
     }
-    for (number, tree) in trees.iter().enumerate() {
+    // A layer that hides all below it leaves them out.
+    for (number, tree) in trees.iter().enumerate().skip(overlay::hidden(&trees)) {
         let target = format!("/layers/{number}");
         make_folder(&target)?;
         make_folder(&format!("/m/{number}"))?;
@@ -87,6 +91,17 @@ pub(crate) fn enter_zygote_tree(layers: BorrowedFd<'_>, names: &[&str]) -> Resul
     attach(&devices(HOST_ROOT)?, "/dev")?;
     let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, id_map: None };
     sys::mount_setattr(root.as_fd(), attributes).map_err(failed("make read-only", "the zygote's root"))
+}
+
+/// Moves the calling process into a mount namespace that holds nothing but a small tmpfs, which is returned.
+///
+/// # Errors
+/// The call that the kernel refused.
+pub(super) fn enter_small_root() -> Result<OwnedFd, SysError> {
+    enter_private_namespace()?;
+    let root = tmpfs(&[("size", "1m"), ("nr_inodes", "1k"), ("mode", "0755")], MountAttrFlags::empty())?;
+    become_root(&root)?;
+    Ok(root)
 }
 
 /// Moves the calling process into a mount namespace whose root is `folder`, with nothing else of the host.
@@ -115,7 +130,11 @@ fn become_root(tree: &OwnedFd) -> Result<(), SysError> {
     chdir("/").map_err(failed("enter", "/"))
 }
 
-fn clone_layer(layers: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, SysError> {
+/// A read-only copy of a layer's mount, attached nowhere yet.
+///
+/// # Errors
+/// The call that the kernel refused.
+pub(crate) fn clone_layer(layers: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, SysError> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
     let tree = open_tree(layers, name, flags).map_err(failed("clone layer", name))?;
     let attributes = MountAttributes { set: LAYER_ATTRIBUTES, id_map: None };
@@ -150,10 +169,11 @@ fn devices(owner: (u32, u32)) -> Result<OwnedFd, SysError> {
 /// # Errors
 /// A sentence for the job's owner: what could not be made, or what in the frame does not fit the image.
 pub(crate) fn enter_sandbox_root(frame: &Frame, id_map: BorrowedFd<'_>, first_id: u32) -> Result<Identity, RootError> {
-    for number in 0..frame.layers.len() {
+    let layers = lowest_seen(frame.layers.len())?..frame.layers.len();
+    for number in layers.clone() {
         map_layer(number, id_map)?;
     }
-    let root = make_root(frame, first_id)?;
+    let root = make_root(frame, layers, first_id)?;
     let identity = crate::isolation::users::look_up(&frame.user, root.as_fd())?;
     let owner = (first_id + identity.uid, first_id + identity.gid);
     let mut writable: Vec<&WritablePath> = frame.writable.iter().collect();
@@ -183,6 +203,18 @@ pub(crate) enum RootError {
     NotAFolder { path: String },
 }
 
+/// The number of the lowest layer that the zygote's tree has: those that are hidden were left out.
+fn lowest_seen(layers: usize) -> Result<usize, SysError> {
+    for number in 0..layers {
+        match statat(CWD, format!("/layers/{number}"), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => return Ok(number),
+            Err(rustix::io::Errno::NOENT) => {}
+            Err(error) => return Err(failed("look for layer", number.to_string())(error)),
+        }
+    }
+    Err(failed("find", "the layers of the image")(rustix::io::Errno::NOENT))
+}
+
 fn map_layer(number: usize, id_map: BorrowedFd<'_>) -> Result<(), SysError> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let source = format!("/layers/{number}");
@@ -193,8 +225,8 @@ fn map_layer(number: usize, id_map: BorrowedFd<'_>) -> Result<(), SysError> {
 }
 
 /// Mounts the root at `/r`: an overlay, with the folders that the image lacks as its highest layer.
-fn make_root(frame: &Frame, first_id: u32) -> Result<OwnedFd, RootError> {
-    let layers: Vec<String> = (0..frame.layers.len()).rev().map(|number| format!("/m/{number}")).collect();
+fn make_root(frame: &Frame, layers: Range<usize>, first_id: u32) -> Result<OwnedFd, RootError> {
+    let layers: Vec<String> = layers.rev().map(|number| format!("/m/{number}")).collect();
     // A single layer shows what is missing as it is; several only show it merged.
     let image = match layers.as_slice() {
         [only] => open_folder(only)?,
@@ -211,12 +243,31 @@ fn make_root(frame: &Frame, first_id: u32) -> Result<OwnedFd, RootError> {
 
 /// Mounts a read-only overlay of these folders, highest first, at `/r`.
 fn mount_overlay(folders: &[String]) -> Result<OwnedFd, SysError> {
+    if folders.len() > FOLDERS_IN_OPTIONS_MAX {
+        match overlay::mount(folders) {
+            // Kernels before 6.8 take them in one option only.
+            Err(error) if error.source.raw_os_error() == Some(libc::EINVAL) => {}
+            mounted => {
+                attach(&mounted?, "/r")?;
+                return open_folder("/r");
+            }
+        }
+    }
+    mount_by_options(folders, "/r")
+}
+
+/// Mounts a read-only overlay of these folders, highest first, at `target`, by one call.
+///
+/// # Errors
+/// The call that the kernel refused.
+pub(super) fn mount_by_options(folders: &[String], target: &str) -> Result<OwnedFd, SysError> {
     let options = format!("userxattr,lowerdir={}", folders.join(":"));
     let options = CString::new(options).map_err(|_| rustix::io::Errno::INVAL);
     let options = options.map_err(failed("write", "the options of the overlay"))?;
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
-    mount("overlay", "/r", "overlay", flags, options.as_c_str()).map_err(failed("mount", "the layers of the image"))?;
-    open_folder("/r")
+    mount("overlay", target, "overlay", flags, options.as_c_str())
+        .map_err(failed("mount", "the layers of the image"))?;
+    open_folder(target)
 }
 
 /// The folders that must be mounted on and that the image lacks, each as path components.
@@ -354,7 +405,7 @@ fn tmpfs(options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed("mount", "tmpfs"))
 }
 
-fn attach(tree: &OwnedFd, path: &str) -> Result<(), SysError> {
+pub(super) fn attach(tree: &OwnedFd, path: &str) -> Result<(), SysError> {
     move_mount(tree, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(failed("attach", path))
 }
 
@@ -363,7 +414,7 @@ fn attach_to(tree: &OwnedFd, target: BorrowedFd<'_>, name: &str) -> Result<(), S
     move_mount(tree, "", target, "", flags).map_err(failed("attach", name))
 }
 
-fn make_folder(path: &str) -> Result<(), SysError> {
+pub(super) fn make_folder(path: &str) -> Result<(), SysError> {
     mkdirat(CWD, path, Mode::from_raw_mode(0o755)).map_err(failed("make folder", path))
 }
 

@@ -63,6 +63,11 @@ impl Filter {
     pub fn install(&self) -> Result<(), SeccompError> {
         seccompiler::apply_filter(&self.program).map_err(SeccompError::Install)
     }
+
+    /// As `install`, in every thread of the process.
+    pub fn install_in_all_threads(&self) -> Result<(), SeccompError> {
+        seccompiler::apply_filter_all_threads(&self.program).map_err(SeccompError::Install)
+    }
 }
 
 /// Why there is no filter.

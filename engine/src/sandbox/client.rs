@@ -14,8 +14,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 use tokio::sync::{oneshot, watch};
 
-use crate::runtime::{Census, Input, Pending, Running, Runtime, RuntimeError, Stdin, Unpacked};
-use crate::sandbox::handshake::{Reply, Request, UnpackedLayer, message_buffer, receive, send};
+use crate::runtime::{Census, Checked, Exported, Input, Pending, Running, Runtime, RuntimeError, Stdin, Unpacked};
+use crate::sandbox::handshake::{Look, Looked, Reply, Request, UnpackedLayer, message_buffer, receive, send};
 use crate::sandbox::launcher::LauncherHandle;
 use crate::spec::{Exit, LayerId, SandboxSpec, StopReason};
 use crate::sys;
@@ -45,6 +45,7 @@ enum Waiting {
     Exit(oneshot::Sender<Exit>),
     Unpack(oneshot::Sender<Result<UnpackedLayer, String>>),
     Remove(oneshot::Sender<Result<(), String>>),
+    Look(oneshot::Sender<Result<Looked, String>>),
 }
 
 /// What was locked is a plain table that no panic leaves half changed.
@@ -99,6 +100,21 @@ impl Client {
     }
 }
 
+impl Client {
+    async fn look(&self, look: Look, descriptor: OwnedFd) -> Result<Looked, RuntimeError> {
+        let (sender, answer) = oneshot::channel();
+        let token = self.shared.token(Waiting::Look(sender))?;
+        self.shared.ask(token, &Request::Look { token, look }, &[descriptor.as_fd()]).await?;
+        // Ours is closed, so that the other end of a pipe sees when the worker is gone.
+        drop(descriptor);
+        answer.await.map_err(|_| RuntimeError::Gone)?.map_err(RuntimeError::Layer)
+    }
+}
+
+fn senseless() -> RuntimeError {
+    RuntimeError::Layer("the launcher answered something else".to_owned())
+}
+
 impl Shared {
     async fn hear(self: Arc<Self>) {
         let mut buffer = message_buffer();
@@ -127,6 +143,11 @@ impl Shared {
             }
             Reply::Removed { token, result } => {
                 if let Some(Waiting::Remove(sender)) = lock(&self.waiting).remove(&token) {
+                    let _ = sender.send(result);
+                }
+            }
+            Reply::Looked { token, result } => {
+                if let Some(Waiting::Look(sender)) = lock(&self.waiting).remove(&token) {
                     let _ = sender.send(result);
                 }
             }
@@ -225,7 +246,37 @@ impl Runtime for Client {
             let token = self.shared.token(Waiting::Unpack(sender))?;
             self.shared.ask(token, &Request::Unpack { token }, &[archive.as_fd()]).await?;
             let unpacked = answer.await.map_err(|_| RuntimeError::Gone)?.map_err(RuntimeError::Layer)?;
-            Ok(Unpacked { layer: unpacked.layer, tar_bytes: unpacked.tar_bytes, entries: unpacked.entries })
+            let UnpackedLayer { layer, tar_bytes, entries, skipped } = unpacked;
+            Ok(Unpacked { layer, tar_bytes, entries, skipped })
+        })
+    }
+
+    fn export_tree(&self, layers: Vec<LayerId>, output: OwnedFd) -> Pending<'_, Result<Exported, RuntimeError>> {
+        Box::pin(async move {
+            match self.look(Look::Export { layers }, output).await? {
+                Looked::Written { entries, bytes } => Ok(Exported { entries, bytes }),
+                Looked::Checked { .. } => Err(senseless()),
+            }
+        })
+    }
+
+    fn compare_trees(
+        &self,
+        before: Vec<LayerId>,
+        after: Vec<LayerId>,
+        output: OwnedFd,
+    ) -> Pending<'_, Result<(), RuntimeError>> {
+        Box::pin(async move { self.look(Look::Compare { before, after }, output).await.map(drop) })
+    }
+
+    fn check_layer(&self, layer: LayerId, archive: File, mends: bool) -> Pending<'_, Result<Checked, RuntimeError>> {
+        Box::pin(async move {
+            match self.look(Look::Check { layer, mends }, archive.into()).await? {
+                Looked::Checked { differences, samples, is_mended, .. } => {
+                    Ok(Checked { differences, samples, is_mended })
+                }
+                Looked::Written { .. } => Err(senseless()),
+            }
         })
     }
 

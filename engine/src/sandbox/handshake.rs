@@ -20,6 +20,7 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::image::layer::Skipped;
 use crate::spec::{Artifacts, Exit, Frame, LayerId, LeftOut, Phases, SandboxSpec, StopReason};
 
 /// Largest message: a command of the largest size, its frame, and room for framing.
@@ -38,6 +39,28 @@ pub(crate) enum Request {
     Unpack { token: u64 },
     /// Removes an unpacked layer.
     Remove { token: u64, layer: LayerId },
+    /// Reads unpacked layers; the one descriptor is what `Look` says.
+    Look { token: u64, look: Look },
+}
+
+/// What is read of unpacked layers, and for what.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Look {
+    /// Writes what these layers come to, lowest first, to the descriptor as a tar.
+    Export { layers: Vec<LayerId> },
+    /// Writes to the descriptor how what the second layers come to differs from what the first do.
+    Compare { before: Vec<LayerId>, after: Vec<LayerId> },
+    /// Compares a layer with its archive, the descriptor, and has it take the layer's place where they differ.
+    Check { layer: LayerId, mends: bool },
+}
+
+/// What a look came to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Looked {
+    /// All of it was written.
+    Written { entries: u64, bytes: u64 },
+    /// A layer was compared with its archive, whose own digest is `archive`.
+    Checked { archive: LayerId, differences: u64, samples: Vec<String>, is_mended: bool },
 }
 
 /// What the launcher answers.
@@ -51,6 +74,8 @@ pub(crate) enum Reply {
     Unpacked { token: u64, result: Result<UnpackedLayer, String> },
     /// A layer is gone, or is not.
     Removed { token: u64, result: Result<(), String> },
+    /// Layers were read, or could not be.
+    Looked { token: u64, result: Result<Looked, String> },
     /// What the launcher holds, sent when it changed.
     Census { live: u64, warm: u64, warm_hits: u64, cold_starts: u64 },
 }
@@ -61,6 +86,7 @@ pub(crate) struct UnpackedLayer {
     pub(crate) layer: LayerId,
     pub(crate) tar_bytes: u64,
     pub(crate) entries: u64,
+    pub(crate) skipped: Skipped,
 }
 
 /// What the launcher asks of a zygote.

@@ -9,6 +9,7 @@ mod idle;
 mod layers;
 mod lifecycle;
 mod live;
+mod work;
 mod zygotes;
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use lifecycle::Launcher;
+pub use work::WorkTimes;
 
 use crate::isolation::cgroup::{self, CgroupError};
 use crate::isolation::seccomp::{self, SeccompError};
@@ -48,6 +50,8 @@ pub struct LauncherConfig {
     pub warm_sandboxes: u32,
     /// Sandboxes at a time, those made ahead included.
     pub sandboxes_max: u32,
+    /// How long work on images may take.
+    pub work_times: WorkTimes,
 }
 
 /// A launcher that runs, from the service's side.
@@ -183,6 +187,7 @@ impl Launcher {
             seccomp::compile(seccomp::Profile::Worker)?,
             config.warm_sandboxes.min(sandboxes_max / 2) as usize,
         )?;
+        launcher.work = work::Work::new(config.work_times);
         launcher.sweep_layers()?;
         send(&launcher.service, &Reply::Started(Ok(())), &[]).map_err(failed("answer", "the service"))?;
         Ok(launcher)

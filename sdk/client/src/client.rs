@@ -29,6 +29,7 @@ mod endpoint;
 mod images;
 mod sse;
 mod tls;
+mod trees;
 
 pub use connection::ConnectionError;
 pub use endpoint::{Endpoint, EndpointError};

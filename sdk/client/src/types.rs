@@ -6,10 +6,11 @@ pub mod job;
 pub mod policy;
 pub mod problem;
 pub mod system;
+pub mod tree;
 
 pub use image::{
     Image, ImageConfig, ImageDetails, ImageHistory, ImageKept, ImageLayer, ImageLeftOut, ImageList, ImagePruned,
-    ImageRemoved, ImageStep, ImageTag, ImageTagged, ImageUsage, ImagesLoaded, ImagesPruned, ImagesUsage,
+    ImageRemoved, ImageSkipped, ImageStep, ImageTag, ImageTagged, ImageUsage, ImagesLoaded, ImagesPruned, ImagesUsage,
     UsageReclaimable, UsageShare, UsageTotal,
 };
 pub use job::{
@@ -20,3 +21,4 @@ pub use job::{
 pub use policy::{Decision, Denial, Outcome, Policy, PolicyList, PolicyWarning, Verdict};
 pub use problem::Problem;
 pub use system::{Health, Token, TokenCreated, TokenList, TokenRequest, Version};
+pub use tree::{ChangeKind, FileFacts, FileKind, ImageChange, ImageDiff, Verification, VerifiedImage, VerifyRequest};

@@ -103,6 +103,14 @@ fn print(images: &[Image]) -> Result<()> {
         let name = image.reference.as_deref().unwrap_or("(without a name)");
         writeln!(io::stdout(), "{}  {}  {}", table::plain(name), image.digest, shown_size(image.size_bytes))?;
     }
+    let skipped = images.iter().find_map(|image| image.skipped).unwrap_or_default();
+    if skipped.devices > 0 {
+        writeln!(io::stderr(), "ampoule: left out {} device nodes; a sandbox has its own /dev", skipped.devices)?;
+    }
+    if skipped.xattrs > 0 {
+        let what = "extended attributes that belong to a host or that their files cannot have";
+        writeln!(io::stderr(), "ampoule: left out {} {what}", skipped.xattrs)?;
+    }
     Ok(())
 }
 

@@ -356,9 +356,65 @@ fn marks_without_a_meaning_are_refused_or_passed_over() {
         check_refused(Tar::new().file(name, ""), "deleted file that has no name");
     }
     check_refused(Tar::new().file(".wh.a/b", ""), "a name that begins with `.wh.`");
-    check_refused(Tar::new().file(".wh..wh..opq", ""), "hides everything below it");
     let place = unpacked(Tar::new().folder(".wh..wh.plnk").file(".wh..wh.plnk/1.2", "x").file("a/.wh..wh.aufs", ""));
     assert_eq!(fs::read_dir(place.root()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_layer_that_hides_everything_below_it_says_so_on_its_root() {
+    let place = unpacked(Tar::new().file(".wh..wh..opq", "").file("own", "x"));
+    assert!(place.is_opaque("") && !place.path(".wh..wh..opq").exists());
+    assert_eq!(place.read("own"), "x");
+}
+
+#[test]
+fn attributes_that_the_kernel_gives_to_files_only_are_counted_on_links_and_pipes() {
+    let records: &[(&str, &[u8])] = &[("SCHILY.xattr.user.note", b"x"), ("SCHILY.xattr.security.capability", b"\n")];
+    let place = Place::new();
+    let tar =
+        Tar::new().records(records).symlink("link", "target").records(records).entry(b'6', "pipe", "", 0o600, b"");
+    let unpacked = place.unpack(&tar.done()).unwrap();
+    assert_eq!(unpacked.skipped, Skipped { devices: 0, xattrs: 4 });
+    assert!(fs::symlink_metadata(place.path("link")).unwrap().is_symlink());
+}
+
+#[test]
+fn a_worker_of_its_own_unpacks_exactly_what_anybody_does() {
+    // The worker leaves out what a new file has by itself; these are the cases in which it has not.
+    let acl: &[u8] =
+        &[2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 4, 0, 4, 0, 255, 255, 255, 255, 32, 0, 0, 0, 255, 255, 255, 255];
+    let records: &[(&str, &[u8])] = &[("SCHILY.xattr.system.posix_acl_default", acl)];
+    let mut tar = Tar::new()
+        .entry(b'0', "early", "", 0o666, b"x")
+        .entry(b'5', "given", "", 0o2775, b"")
+        .entry(b'0', "given/file", "", 0o644, b"y")
+        .entry(b'5', "given/folder", "", 0o755, b"")
+        .entry(b'0', "given/folder/setuid", "", 0o4711, b"z")
+        .records(records)
+        .entry(b'5', "listed", "", 0o777, b"")
+        .entry(b'0', "listed/file", "", 0o777, b"x")
+        .entry(b'5', "listed/folder", "", 0o777, b"")
+        .file("swapped/in/file", "1")
+        .file("swapped", "a file now")
+        .file("again/file", "1")
+        .symlink("again", "early")
+        .folder("again")
+        .file("again/file", "2");
+    for owner in [0, 7, 0] {
+        let mut header = Tar::header(b'0', 0o644, 1);
+        header.set_uid(owner);
+        header.set_gid(owner);
+        tar.0.append_data(&mut header, format!("given/of {owner}"), &b"x"[..]).unwrap();
+    }
+    let archive = tar.done();
+    let (plain, ahead) = (Place::new(), Place::new());
+    let first = plain.unpack(&archive).unwrap();
+    let root = File::open(ahead.root()).unwrap();
+    let input = io::Cursor::new(archive);
+    let second = unpack_ahead(input, Ahead::start().unwrap(), root.as_fd(), UnpackLimits::default()).unwrap();
+    assert_eq!(first, second);
+    let found = crate::image::tree::check(File::open(plain.root()).unwrap().as_fd(), root.as_fd()).unwrap();
+    assert_eq!(found.samples, Vec::<String>::new());
 }
 
 #[test]

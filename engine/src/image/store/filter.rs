@@ -155,6 +155,7 @@ mod tests {
             imported_unix: Some(100),
             damage: None,
             labels: BTreeMap::from([("a".to_owned(), "1".to_owned())]),
+            skipped: None,
         }
     }
 

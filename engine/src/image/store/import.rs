@@ -16,10 +16,12 @@ use super::blobs::{Arrived, Incoming};
 use super::index::{self, Entry};
 use super::members::{self, Members, Shape};
 use super::refusal::ImportError;
+use super::unpacking::{unpack, unpack_all};
 use super::{Hold, Image, ImageSummary, Record, RemoveError, Store, in_one_line};
 use crate::image::compression::{Bounds, Decompressed, Format};
 use crate::image::config::{Config, ConfigError};
 use crate::image::digest::Digest;
+use crate::image::layer::Skipped;
 use crate::image::manifest::{
     self, CONFIG_BYTES_MAX, CONFIG_TYPE, Content, Document, IndexEntry, MANIFEST_BYTES_MAX, Manifest,
 };
@@ -33,14 +35,14 @@ const ARCHIVE_BYTES_MAX: u64 = 16 << 30;
 const INDEX_DEPTH_MAX: usize = 4;
 
 /// An image that was verified and put aside, and is not in the store yet.
-struct Candidate {
+pub(super) struct Candidate {
     names: Vec<Reference>,
     manifest: Manifest,
     manifest_file: Arrived,
-    config: Config,
+    pub(super) config: Config,
     config_file: Arrived,
     /// The layers as they arrived, lowest first.
-    layers: Vec<Arrived>,
+    pub(super) layers: Vec<Arrived>,
 }
 
 /// One line of the `manifest.json` that `docker save` writes.
@@ -149,15 +151,15 @@ impl Store {
         name: Option<&Reference>,
     ) -> Result<Vec<ImageSummary>, ImportError> {
         let names = name.map(own_name).transpose()?.into_iter().collect();
-        let (candidate, lease) = {
+        let (candidate, lease, skipped) = {
             // What the layer will be called is known when it is unpacked; until its lease is taken, nothing may go.
             let _unnamed_layer = self.unnamed_layers.read().unwrap_or_else(PoisonError::into_inner);
-            let layer = unpack(self, runtime, &archive, 1)?;
-            let candidate = Candidate::for_root(incoming, archive, &layer, names)?;
+            let unpacked = Handle::current().block_on(unpack(self, runtime, &archive, 1))?;
+            let candidate = Candidate::for_root(incoming, archive, &unpacked.layer, names)?;
             let lease = Lease::take(self, std::slice::from_ref(&candidate));
-            (candidate, lease)
+            (candidate, lease, unpacked.skipped)
         };
-        self.conclude(runtime, lease, &[candidate], Ok(()))
+        self.conclude(runtime, lease, &[candidate], Ok(skipped))
     }
 
     fn import_members(
@@ -190,9 +192,9 @@ impl Store {
         runtime: &dyn Runtime,
         lease: Lease<'_>,
         candidates: &[Candidate],
-        unpacked: Result<(), ImportError>,
+        unpacked: Result<Skipped, ImportError>,
     ) -> Result<Vec<ImageSummary>, ImportError> {
-        let kept = unpacked.and_then(|()| self.keep(candidates));
+        let kept = unpacked.and_then(|skipped| Ok((self.keep(candidates)?, skipped)));
         drop(lease);
         if let Err(error) = &kept
             && let Err(discard_error) = self.discard(runtime, candidates, error)
@@ -200,7 +202,11 @@ impl Store {
             // The import's own error is what the caller wants to know; what is left goes at the next start.
             tracing::warn!(error = in_one_line(&discard_error), "a failed import left something behind");
         }
-        kept
+        let (mut summaries, skipped) = kept?;
+        for summary in &mut summaries {
+            summary.skipped = Some(skipped);
+        }
+        Ok(summaries)
     }
 
     fn keep(&self, candidates: &[Candidate]) -> Result<Vec<ImageSummary>, ImportError> {
@@ -423,35 +429,6 @@ fn blob(members: &Members, content: &Content) -> Result<Arrived, ImportError> {
         return Err(ImportError::member(&name, problem));
     }
     Ok(file.clone())
-}
-
-fn unpack_all(store: &Store, runtime: &dyn Runtime, candidates: &[Candidate]) -> Result<(), ImportError> {
-    let mut verified = HashSet::new();
-    for candidate in candidates {
-        if candidate.layers.len() != candidate.config.diff_ids.len() {
-            let (layers, ids) = (candidate.layers.len(), candidate.config.diff_ids.len());
-            return Err(ImportError::Mismatch(format!("it has {layers} layers, and its config names {ids}")));
-        }
-        for (at, (layer, expected)) in candidate.layers.iter().zip(&candidate.config.diff_ids).enumerate() {
-            if !verified.insert((&layer.digest, expected)) {
-                continue;
-            }
-            let actual = unpack(store, runtime, layer, at + 1)?;
-            if actual != *expected {
-                return Err(ImportError::DiffId { number: at + 1, expected: expected.clone(), actual });
-            }
-        }
-    }
-    Ok(())
-}
-
-fn unpack(store: &Store, runtime: &dyn Runtime, layer: &Arrived, number: usize) -> Result<LayerId, ImportError> {
-    let file = File::open(&layer.path).map_err(ImportError::Read)?;
-    let unpacked = Handle::current().block_on(runtime.unpack_layer(file));
-    let failed = |source| ImportError::Unpack { number, blob: layer.digest.to_string(), source };
-    let unpacked = unpacked.map_err(failed)?;
-    store.sizes.note(&unpacked);
-    Ok(unpacked.layer)
 }
 
 impl Candidate {

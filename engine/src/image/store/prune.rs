@@ -203,6 +203,7 @@ mod tests {
                     imported_unix: Some(u64::from(age)),
                     damage: None,
                     labels: BTreeMap::new(),
+                    skipped: None,
                 };
                 let sized = |thing: &u8| (Digest::of(&[*thing]), 1u64 << thing);
                 let layer = |thing: &u8| (LayerId::parse(Digest::of(&[*thing]).hex()).unwrap(), 1u64 << thing);

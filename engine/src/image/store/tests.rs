@@ -31,7 +31,8 @@ impl Unpacker {
         if fs::rename(&draft, self.layers.join(layer.hex())).is_err() {
             fs::remove_dir_all(&draft).unwrap();
         }
-        Ok(Unpacked { layer, tar_bytes: unpacked.tar_bytes, entries: unpacked.entries })
+        let layer::Unpacked { tar_bytes, entries, skipped, .. } = unpacked;
+        Ok(Unpacked { layer, tar_bytes, entries, skipped })
     }
 }
 

@@ -158,6 +158,7 @@ impl Launcher {
             Request::Stop { token, reason } => self.stop(token, reason)?,
             Request::Unpack { token } => self.unpack(token, descriptors.pop())?,
             Request::Remove { token, layer } => self.remove_layer(token, &layer)?,
+            Request::Look { token, look } => self.look(token, look, descriptors.pop())?,
         }
         Ok(true)
     }

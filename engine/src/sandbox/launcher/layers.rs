@@ -1,52 +1,23 @@
-//! Unpacked layers: they appear whole under their digest, and go, through workers.
+//! Unpacked layers: they appear whole under their digest, are read, and go, through workers.
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Dir, Gid, Mode, OFlags, Uid, chownat, fsync, mkdirat, openat, renameat_with, unlinkat};
+use rustix::fs::{
+    AtFlags, Dir, Gid, Mode, OFlags, RenameFlags, Uid, chownat, fsync, mkdirat, openat, renameat_with, unlinkat,
+};
 
 use crate::isolation::users;
-use crate::sandbox::handshake::{Reply, UnpackedLayer, pair, receive};
-use crate::sandbox::launcher::events::Source;
+use crate::sandbox::handshake::{Look, Looked, Reply};
 use crate::sandbox::launcher::lifecycle::Launcher;
-use crate::sandbox::place::Place;
-use crate::sandbox::worker::{self, Birth, Outcome};
-use crate::spec::{LayerId, Limits};
-use crate::sys::{self, Fork, SysError, failed, in_one_line};
+use crate::sandbox::launcher::work::{Order, Task};
+use crate::sandbox::worker::{Done, Job, Outcome};
+use crate::spec::LayerId;
+use crate::sys::{SysError, failed, in_one_line};
 
-/// What a worker may use. The page cache of what it writes counts, and is given back under pressure.
-const WORKER_LIMITS: Limits = Limits {
-    memory_bytes: 512 * 1024 * 1024,
-    cpu_milli: 4000,
-    pids: 4,
-    cpu_time_ms: 3_600_000,
-    wall_time_ms: 3_600_000,
-    open_files: 1024,
-    file_bytes: u64::MAX,
-};
 /// Start of the name of a layer that is not whole yet.
 const UNFINISHED: &str = ".unfinished-";
 /// Start of the name of a folder that is to vanish.
 const TRASH: &str = ".trash-";
-
-/// A worker at its task.
-pub(crate) struct Worker {
-    pub(super) process: OwnedFd,
-    control: OwnedFd,
-    place: Place,
-    folder: String,
-    task: Task,
-}
-
-/// What the worker is for, and whom to tell.
-enum Task {
-    Unpack {
-        token: u64,
-    },
-    /// Nobody waits for the removal of what a former launcher left.
-    Remove {
-        token: Option<u64>,
-    },
-}
 
 impl Launcher {
     /// Removes what a former launcher left unfinished.
@@ -55,30 +26,78 @@ impl Launcher {
         for entry in entries.filter_map(Result::ok) {
             let name = entry.file_name().to_string_lossy().into_owned();
             if name.starts_with(UNFINISHED) || name.starts_with(TRASH) {
-                self.start_worker(name, None, Task::Remove { token: None })?;
+                self.throw_away(name)?;
             }
         }
         Ok(())
     }
 
+    /// Removes a folder that nobody knows of. One that cannot be removed stays out of sight until the next start.
+    pub(super) fn throw_away(&mut self, folder: String) -> Result<(), SysError> {
+        match self.open_own(&folder) {
+            Ok(opened) => {
+                let task = Task::Remove { token: None, folder };
+                self.order(Order { task, job: Job::Empty, descriptors: vec![opened] })
+            }
+            Err(_) => Ok(()),
+        }
+    }
+
     /// Starts a worker that unpacks this archive.
     pub(super) fn unpack(&mut self, token: u64, archive: Option<OwnedFd>) -> Result<(), SysError> {
-        let started = match archive {
-            Some(archive) => self.start_unpacking(token, archive),
-            None => Err(failed("unpack", "a layer without its archive")(std::io::Error::from(
-                std::io::ErrorKind::InvalidInput,
-            ))),
-        };
-        match started {
-            Ok(()) => Ok(()),
+        let order = given(archive).and_then(|archive| {
+            let (folder, opened) = self.make_unfinished()?;
+            let task = Task::Unpack { token, folder };
+            Ok(Order { task, job: Job::Unpack, descriptors: vec![opened, archive] })
+        });
+        match order {
+            Ok(order) => self.order(order),
             Err(error) => self.reply(&Reply::Unpacked { token, result: Err(in_one_line(&error)) }),
         }
     }
 
-    fn start_unpacking(&mut self, token: u64, archive: OwnedFd) -> Result<(), SysError> {
+    /// Starts a worker that reads layers.
+    pub(super) fn look(&mut self, token: u64, look: Look, descriptor: Option<OwnedFd>) -> Result<(), SysError> {
+        let order = self.look_order(token, look, descriptor);
+        match order {
+            Ok(order) => self.order(order),
+            Err(error) => self.reply(&Reply::Looked { token, result: Err(in_one_line(&error)) }),
+        }
+    }
+
+    fn look_order(&mut self, token: u64, look: Look, descriptor: Option<OwnedFd>) -> Result<Order, SysError> {
+        let descriptor = given(descriptor)?;
+        let layers = self.layers.try_clone().map_err(failed("pass on", "the folder of layers"))?;
+        let task = Task::Look { token };
+        match look {
+            Look::Export { layers: names } => {
+                Ok(Order { task, job: Job::Export { layers: names }, descriptors: vec![layers, descriptor] })
+            }
+            Look::Compare { before, after } => {
+                Ok(Order { task, job: Job::Compare { before, after }, descriptors: vec![layers, descriptor] })
+            }
+            Look::Check { layer, mends } => {
+                let (folder, opened) = self.make_unfinished()?;
+                let task = Task::Check { token, folder, layer: layer.clone(), mends };
+                Ok(Order { task, job: Job::Check { layer }, descriptors: vec![opened, descriptor, layers] })
+            }
+        }
+    }
+
+    fn make_unfinished(&mut self) -> Result<(String, OwnedFd), SysError> {
         let folder = format!("{UNFINISHED}{}-{}", std::process::id(), self.number());
         mkdirat(&self.layers, &folder, Mode::from_raw_mode(0o755)).map_err(failed("make folder", folder.as_str()))?;
-        self.start_worker(folder, Some(archive), Task::Unpack { token })
+        let opened = self.open_own(&folder)?;
+        Ok((folder, opened))
+    }
+
+    /// Gives a folder to the ids of image files, and opens it.
+    fn open_own(&self, folder: &str) -> Result<OwnedFd, SysError> {
+        let (uid, gid) = (Uid::from_raw(users::IMAGE_FIRST_ID), Gid::from_raw(users::IMAGE_FIRST_ID));
+        chownat(&self.layers, folder, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(failed("give away folder", folder))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        openat(&self.layers, folder, flags, Mode::empty()).map_err(failed("open folder", folder))
     }
 
     /// Puts a layer out of sight and starts a worker that removes it.
@@ -92,104 +111,89 @@ impl Launcher {
 
     /// False when there is no such layer.
     fn start_removing(&mut self, token: u64, layer: &LayerId) -> Result<bool, SysError> {
+        let Some(folder) = self.hide_layer(layer)? else { return Ok(false) };
+        let opened = self.open_own(&folder)?;
+        let task = Task::Remove { token: Some(token), folder };
+        self.order(Order { task, job: Job::Empty, descriptors: vec![opened] }).map(|()| true)
+    }
+
+    /// Puts a layer out of sight, under the name that is returned; `None` when there is no such layer.
+    fn hide_layer(&mut self, layer: &LayerId) -> Result<Option<String>, SysError> {
         if self.is_in_use(layer) {
             return Err(failed("remove layer", layer.hex())(std::io::Error::other("a job runs on it")));
         }
         self.let_go_of(layer)?;
         let trash = format!("{TRASH}{}-{}", std::process::id(), self.number());
         match rustix::fs::renameat(&self.layers, layer.hex(), &self.layers, &trash) {
-            Ok(()) => self.start_worker(trash, None, Task::Remove { token: Some(token) }).map(|()| true),
-            Err(rustix::io::Errno::NOENT) => Ok(false),
+            Ok(()) => Ok(Some(trash)),
+            Err(rustix::io::Errno::NOENT) => Ok(None),
             Err(error) => Err(failed("remove layer", layer.hex())(error)),
         }
     }
 
-    fn start_worker(&mut self, folder: String, archive: Option<OwnedFd>, task: Task) -> Result<(), SysError> {
-        let (uid, gid) = (Uid::from_raw(users::IMAGE_FIRST_ID), Gid::from_raw(users::IMAGE_FIRST_ID));
-        chownat(&self.layers, &folder, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(failed("give away folder", folder.as_str()))?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened =
-            openat(&self.layers, &folder, flags, Mode::empty()).map_err(failed("open folder", folder.as_str()))?;
-        let as_system =
-            |error: &dyn std::error::Error| failed("start", "a worker")(std::io::Error::other(in_one_line(error)));
-        let mut place = self.places.take().map_err(|error| as_system(&error))?;
-        place.group.limit(&WORKER_LIMITS).map_err(|error| as_system(&error))?;
-        let (control, theirs) = pair().map_err(failed("open", "a worker's socket"))?;
-        let user_namespace = self.image_namespace.try_clone().map_err(failed("pass on", "the ids of images"))?;
-        let flags = libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-        let fork = sys::fork_into(flags as u64, libc::SIGCHLD as u64, place.group.birth_descriptor());
-        match fork.map_err(failed("fork", "a worker"))? {
-            Fork::Child => {
-                let groups =
-                    place.group.join_descriptors().iter().map(OwnedFd::try_clone).collect::<Result<Vec<_>, _>>();
-                let Ok(groups) = groups else { std::process::exit(1) };
-                let filter = &self.worker_filter;
-                worker::live(Birth { control: theirs, folder: opened, user_namespace, groups, archive, filter })
+    pub(super) fn conclude_unpacking(&mut self, token: u64, folder: String, outcome: Outcome) -> Result<(), SysError> {
+        let result = match outcome {
+            Ok(Done::Unpacked(unpacked)) => {
+                self.keep_layer(&folder, unpacked.layer.hex()).map(|()| unpacked).map_err(|error| in_one_line(&error))
             }
-            Fork::Parent { pidfd: process, .. } => {
-                let number = self.number();
-                self.poller.add(&process, Source::Worker(number))?;
-                self.workers.insert(number, Worker { process, control, place, folder, task });
-                Ok(())
-            }
+            Ok(_) => Err("the worker unpacked nothing".to_owned()),
+            Err(sentence) => Err(sentence),
+        };
+        if result.is_err() {
+            self.throw_away(folder)?;
         }
+        self.reply(&Reply::Unpacked { token, result })
     }
 
-    /// Takes in what a worker that has ended left behind, and tells who waits for it.
-    pub(super) fn finish_worker(&mut self, worker: Worker) -> Result<(), SysError> {
-        let Worker { control, place, folder, task, .. } = worker;
-        let outcome: Outcome = match receive::<Outcome>(&control, &mut self.buffer) {
-            Ok(Some((outcome, _))) => outcome,
-            _ => Err(died_of(&place)),
-        };
-        self.places.give_back(place);
-        match (task, outcome) {
-            (Task::Unpack { token }, outcome) => {
-                let result = outcome.and_then(|unpacked| {
-                    let unpacked = unpacked.ok_or_else(|| "the worker unpacked nothing".to_owned())?;
-                    self.keep_layer(&folder, unpacked).map_err(|error| in_one_line(&error))
-                });
-                if result.is_err() {
-                    self.start_worker(folder, None, Task::Remove { token: None })?;
-                }
-                self.reply(&Reply::Unpacked { token, result })
-            }
-            (Task::Remove { token }, outcome) => {
-                let removed = outcome.and_then(|_| {
-                    unlinkat(&self.layers, &folder, AtFlags::REMOVEDIR)
-                        .map_err(|error| in_one_line(&failed("remove folder", folder.as_str())(error)))
-                });
-                match token {
-                    Some(token) => self.reply(&Reply::Removed { token, result: removed }),
-                    // It stays, out of sight, until the next start tries again.
-                    None => Ok(()),
-                }
-            }
+    pub(super) fn conclude_removal(
+        &mut self,
+        token: Option<u64>,
+        folder: &str,
+        emptied: Result<(), String>,
+    ) -> Result<(), SysError> {
+        let removed = emptied.and_then(|()| {
+            unlinkat(&self.layers, folder, AtFlags::REMOVEDIR)
+                .map_err(|error| in_one_line(&failed("remove folder", folder)(error)))
+        });
+        match token {
+            Some(token) => self.reply(&Reply::Removed { token, result: removed }),
+            // It stays, out of sight, until the next start tries again.
+            None => Ok(()),
         }
     }
 
     /// Gives a whole layer its name. One that is there already is as good.
-    fn keep_layer(&mut self, folder: &str, unpacked: UnpackedLayer) -> Result<UnpackedLayer, SysError> {
-        let name = unpacked.layer.hex();
-        let no_replace = rustix::fs::RenameFlags::NOREPLACE;
-        match renameat_with(&self.layers, folder, &self.layers, name, no_replace) {
-            Ok(()) => fsync(self.layers.as_fd()).map_err(failed("write out", "the folder of layers"))?,
-            Err(rustix::io::Errno::EXIST) => {
-                self.start_worker(folder.to_owned(), None, Task::Remove { token: None })?
-            }
-            Err(error) => return Err(failed("name layer", name)(error)),
+    fn keep_layer(&mut self, folder: &str, name: &str) -> Result<(), SysError> {
+        match renameat_with(&self.layers, folder, &self.layers, name, RenameFlags::NOREPLACE) {
+            Ok(()) => fsync(self.layers.as_fd()).map_err(failed("write out", "the folder of layers")),
+            Err(rustix::io::Errno::EXIST) => self.throw_away(folder.to_owned()),
+            Err(error) => Err(failed("name layer", name)(error)),
         }
-        Ok(unpacked)
+    }
+
+    /// Puts what an archive unpacked to in the place of a layer that differs from it, when that is wanted.
+    pub(super) fn mend(&mut self, folder: &str, layer: &LayerId, mends: bool, found: Looked) -> Result<Looked, String> {
+        let Looked::Checked { archive, differences, mut samples, .. } = found else { return Ok(found) };
+        if archive != *layer {
+            return Err(format!("its archive has decayed: it unpacks to the layer {}", archive.hex()));
+        }
+        let mut is_mended = false;
+        if differences > 0 && mends {
+            let replaced = self.hide_layer(layer).and_then(|hidden| {
+                if let Some(hidden) = hidden {
+                    self.throw_away(hidden)?;
+                }
+                self.keep_layer(folder, layer.hex())
+            });
+            match replaced {
+                Ok(()) => is_mended = true,
+                Err(error) => samples.push(format!("it was not replaced: {}", in_one_line(&error))),
+            }
+        }
+        Ok(Looked::Checked { archive, differences, samples, is_mended })
     }
 }
 
-/// Why a worker ended without an answer.
-fn died_of(place: &Place) -> String {
-    match place.group.usage() {
-        Ok(usage) if usage.oom_kills > 0 => {
-            format!("the worker needed more than {} bytes of memory", WORKER_LIMITS.memory_bytes)
-        }
-        _ => "the worker ended without an answer".to_owned(),
-    }
+fn given(descriptor: Option<OwnedFd>) -> Result<OwnedFd, SysError> {
+    descriptor.ok_or_else(|| failed("work", "without a descriptor")(rustix::io::Errno::INVAL))
 }

@@ -17,8 +17,8 @@ use crate::isolation::seccomp::Filter;
 use crate::sandbox::handshake::{InitReply, Reply, ZygoteRequest, message_buffer, pair, send};
 use crate::sandbox::launcher::events::{Poller, Source};
 use crate::sandbox::launcher::idle::Teardown;
-use crate::sandbox::launcher::layers::Worker;
 use crate::sandbox::launcher::live::{Launch, Sandbox, end_process, hold_namespaces, reap_process};
+use crate::sandbox::launcher::work::{Work, Worker};
 use crate::sandbox::launcher::zygotes::Zygote;
 use crate::sandbox::place::{Place, PlaceError, Places};
 use crate::sandbox::pool::Demand;
@@ -42,6 +42,7 @@ pub(crate) struct Launcher {
     pub(super) sandboxes: HashMap<u64, Sandbox>,
     pub(super) numbers: HashMap<u64, u64>,
     pub(super) workers: HashMap<u64, Worker>,
+    pub(super) work: Work,
     pub(super) demand: Demand,
     pub(super) teardowns: VecDeque<Teardown>,
     /// Commands for which there is no place yet.
@@ -80,6 +81,7 @@ impl Launcher {
             sandboxes: HashMap::new(),
             numbers: HashMap::new(),
             workers: HashMap::new(),
+            work: Work::default(),
             demand: Demand::new(warm_sandboxes),
             teardowns: VecDeque::new(),
             waiting: VecDeque::new(),
@@ -352,7 +354,7 @@ impl Launcher {
             let Some(due) = sandbox.keep_time(now)? else { continue };
             next = Some(next.map_or(due, |next| next.min(due)));
         }
-        Ok(next)
+        Ok([next, self.keep_time_of_workers(now)?].into_iter().flatten().min())
     }
 
     /// Ends everything, and removes all control groups.

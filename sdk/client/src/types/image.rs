@@ -35,6 +35,9 @@ pub struct Image {
     /// Bytes of it that no other image has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unique_bytes: Option<u64>,
+    /// What of its layers was left out when they were unpacked; only in the answer to an import.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<ImageSkipped>,
     /// What its config asks for; only when a single image is asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<ImageConfig>,
@@ -107,6 +110,15 @@ pub struct ImageStep {
     /// Bytes of the uncompressed tar of its layer, if they are known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unpacked_bytes: Option<u64>,
+}
+
+/// What unpacked layers do not have although their archives do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ImageSkipped {
+    /// Device nodes; a sandbox brings its own `/dev`.
+    pub devices: u64,
+    /// Extended attributes that belong to a host, or that the file cannot have.
+    pub xattrs: u64,
 }
 
 /// What an image's config asks for when a job does not say otherwise.
