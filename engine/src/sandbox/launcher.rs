@@ -8,6 +8,7 @@
 mod events;
 mod idle;
 mod layers;
+mod lending;
 mod lifecycle;
 mod live;
 mod zygotes;
@@ -64,7 +65,6 @@ pub enum StartError {
     /// The caller is not root.
     #[error("the launcher needs root\nhint: start the service as root; it gives its own privileges up at once")]
     NotRoot,
-    /// A system call failed.
     /// The launcher's program is not where it belongs.
     #[error("there is no launcher at {}: {problem}\nhint: install `{NAME}` in the folder of `ampoule`", path.display())]
     Missing {
@@ -73,6 +73,7 @@ pub enum StartError {
         /// Why it cannot be used.
         problem: std::io::Error,
     },
+    /// A system call failed.
     #[error(transparent)]
     System(#[from] SysError),
     /// The launcher came up and said why it cannot work.
@@ -258,7 +259,7 @@ fn open_layers(state: &Path) -> Result<OwnedFd, SysError> {
 }
 
 /// Takes as many descriptors as the machine allows, and says how many those are.
-fn raise_descriptor_limit() -> u32 {
+pub fn raise_descriptor_limit() -> u32 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let maximum = getrlimit(Resource::Nofile).maximum;
     // What cannot be raised stays as it is, and is what is returned.
