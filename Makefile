@@ -11,7 +11,7 @@ help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
 
 demo: setup policies ## real jobs on a throw-away service; DEMO_IMAGE=debian plays CI as well
-	cargo build --release --bin ampoule
+	cargo build --release --bin ampoule --bin ampoule-launcher
 	setup/demo.sh target/release/ampoule
 
 test: setup policies ## the whole test-suite, the one inside a cgroup-v2 machine included
@@ -25,7 +25,7 @@ test-v2: setup policies ## the sandbox suites inside a virtual machine with cgro
 
 bench: policies ## Ampoule beside crun, runc, bubblewrap, docker and podman; table and chart in target/bench
 	setup/install.sh bench
-	cargo build --release --bin ampoule --bin ampoule-bench
+	cargo build --release --bin ampoule --bin ampoule-launcher --bin ampoule-bench
 	target/release/ampoule-bench
 
 lint: policies ## format, clippy, documentation, rules of our own

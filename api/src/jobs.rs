@@ -23,7 +23,7 @@ use job::{Conclusion, Job, Record, failed_ending, now, plain_ending};
 use payload::Payload;
 use queue::Waiting;
 use schedule::{NoPlace, Place, Schedule};
-use store::{Filter, Keeping, Listed, Store, Stored};
+use store::{Filter, Keeping, Life, Listed, Store, Stored};
 
 pub mod admit;
 pub mod artifacts;
@@ -182,10 +182,8 @@ impl Jobs {
         let (place, written) = self.place(&job, &payload, is_waited_for)?;
         if place == Place::Runs {
             self.spawn(job.clone(), Some(payload));
-            if is_waited_for {
-                return Ok(job);
-            }
         }
+        let Some(written) = written else { return Ok(job) };
         match written.committed().await {
             Ok(()) => Ok(job),
             Err(error) => {
@@ -196,7 +194,9 @@ impl Jobs {
     }
 
     /// Finds a place for a job and hands it to the database, in one step: what starts it later writes after this.
-    fn place(&self, job: &Arc<Job>, payload: &Payload, is_waited_for: bool) -> Result<(Place, Written<()>), Refused> {
+    /// Nothing is written of one that runs at once and is waited for: nobody has been told of it, and most such jobs end
+    /// before anybody could ask.
+    fn place(&self, job: &Arc<Job>, payload: &Payload, is_waited_for: bool) -> Result<Placed, Refused> {
         let mut schedule = self.schedule();
         let place = match schedule.place(waiting(&job.record)) {
             Ok(place) => place,
@@ -204,8 +204,13 @@ impl Jobs {
             Err(NoPlace::Full) => return Err(self.queue_is_full(&schedule)),
         };
         let keeping = Keeping { is_running: place == Place::Runs, is_waited_for };
-        let inserted = self.store().insert(&job.record, payload.inline(), keeping);
-        let written = inserted.inspect_err(|_| schedule.take_back(place, job.id()))?;
+        let written = if keeping.is_running && is_waited_for {
+            job.put_off();
+            None
+        } else {
+            let inserted = self.store().insert(&job.record, payload.inline(), keeping);
+            Some(inserted.inspect_err(|_| schedule.take_back(place, job.id()))?)
+        };
         self.present().insert(job.id(), job.clone());
         Ok((place, written))
     }
@@ -232,7 +237,8 @@ impl Jobs {
     /// It could not be stored.
     pub async fn record_denied(&self, record: &Record, ending: ampoule_client::types::Ending) -> Result<(), Refused> {
         let conclusion = Conclusion::unrun(ending);
-        self.store().insert_ended(record, &conclusion)?.committed().await?;
+        let life = Life { attempt: 0, started: None, ended: record.created };
+        self.store().insert_ended(record, &conclusion, life, [None, None])?.committed().await?;
         self.0.metrics.ended(EndingKind::Denied);
         Ok(())
     }
@@ -405,6 +411,9 @@ impl Jobs {
         Ok(())
     }
 }
+
+/// Where a job went, and its insert, unless that is put off.
+type Placed = (Place, Option<Written<()>>);
 
 fn waiting(record: &Record) -> Waiting {
     Waiting { id: record.id, token: record.token.clone(), priority: record.priority, deadline: record.deadline }

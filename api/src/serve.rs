@@ -140,6 +140,8 @@ fn prepare(config: &Config) -> Result<Prepared, ServeError> {
     let (uid, gid) = owner.unwrap_or((rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()));
     make_state_folder(&config.state, owner)?;
     let lock = lock_state_folder(&config.state, owner)?;
+    // Each connection takes some, and each sandbox that the launcher lends.
+    launcher::raise_descriptor_limit();
     let bound = listen::bind(&config.socket, config.tcp.as_ref(), owner)?;
     let launcher = launcher::start(&LauncherConfig {
         state: config.state.clone(),

@@ -144,13 +144,6 @@ struct Threads {
     keeper: Option<JoinHandle<()>>,
 }
 
-/// When the writer makes a change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Haste {
-    Now,
-    WithNext,
-}
-
 /// A change in the writer's hands.
 trait Entry: Send {
     /// Makes the change; may be called again after a rollback.
@@ -240,7 +233,7 @@ impl State {
         &self,
         change: impl FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<Written<T>, StateError> {
-        self.push(Box::new(change), false, Haste::Now)
+        self.push(Box::new(change), false)
     }
 
     /// The same, and `committed` waits until the disk has it.
@@ -251,23 +244,12 @@ impl State {
         &self,
         change: impl FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<Written<T>, StateError> {
-        self.push(Box::new(change), true, Haste::Now)
-    }
-
-    /// The same as `write`, but the writer is not woken for it: the change is made with the next one or at `flush`.
-    ///
-    /// # Errors
-    /// The writer has too much to do, or the database is closed.
-    pub fn write_with_next<T: Send + 'static>(
-        &self,
-        change: impl FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
-    ) -> Result<Written<T>, StateError> {
-        self.push(Box::new(change), false, Haste::WithNext)
+        self.push(Box::new(change), true)
     }
 
     /// Has everything made that was handed in: on this thread when nobody is at it, since a commit costs less than
     /// two changes of threads; else by the writer.
-    pub fn flush(&self) {
+    fn flush(&self) {
         match self.shared.writer.try_lock() {
             Ok(mut connection) => self.shared.commit_pending(&mut connection),
             Err(TryLockError::Poisoned(poisoned)) => self.shared.commit_pending(&mut poisoned.into_inner()),
@@ -275,12 +257,7 @@ impl State {
         }
     }
 
-    fn push<T: Send + 'static>(
-        &self,
-        change: Change<T>,
-        durable: bool,
-        haste: Haste,
-    ) -> Result<Written<T>, StateError> {
+    fn push<T: Send + 'static>(&self, change: Change<T>, durable: bool) -> Result<Written<T>, StateError> {
         let (answer, written) = oneshot::channel();
         let mut pending = lock(&self.shared.pending);
         if pending.closing {
@@ -291,9 +268,7 @@ impl State {
         }
         pending.changes.push_back(Box::new(Asked { change, value: None, answer, durable }));
         drop(pending);
-        if haste == Haste::Now {
-            self.flush();
-        }
+        self.flush();
         Ok(Written(written))
     }
 

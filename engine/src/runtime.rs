@@ -7,7 +7,6 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 
 use tokio::net::unix::pipe;
-use tokio::sync::oneshot;
 
 use crate::image::layer::Skipped;
 use crate::spec::{Exit, LayerId, SandboxSpec, StopReason};
@@ -96,8 +95,9 @@ pub struct Running {
     pub stdin: Option<pipe::Sender>,
     /// A tar of the artifacts, written after the command ended; `None` when no globs were given.
     pub artifacts: Option<pipe::Receiver>,
-    /// The last word; comes after the command ended. An error means that the launcher is gone.
-    pub exit: oneshot::Receiver<Exit>,
+    /// The last word; comes after the command ended, to whoever waits for it all the time. An error means that the
+    /// launcher is gone.
+    pub exit: Pending<'static, Result<Exit, RuntimeError>>,
     /// Asks for an early end; the exit follows. Asking twice, or after the end, does nothing.
     pub stop: Box<dyn Fn(StopReason) + Send + Sync>,
 }

@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// `CLONE_INTO_CGROUP` of linux/sched.h; the constant of the libc crate overflows to 0.
@@ -126,10 +127,10 @@ pub(crate) fn loopback_up(socket: BorrowedFd<'_>) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Registers a descriptor that does not block with the tokio runtime of the caller.
-pub(crate) fn wait_on(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: `register` asks that the value names the same open descriptor until it is dropped; an `OwnedFd` does.
-    unsafe { AsyncFd::register(descriptor) }.map_err(io::Error::from)
+/// Registers a descriptor with the tokio runtime of the caller, for what it is waited for.
+pub(crate) fn wait_on(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: `register_with_interest` asks that the value names the same open descriptor until it is dropped; an `OwnedFd` does.
+    unsafe { AsyncFd::register_with_interest(descriptor, interest) }.map_err(io::Error::from)
 }
 
 /// A system call that failed, with what it was about.

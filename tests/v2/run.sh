@@ -53,7 +53,7 @@ build_suites() {
     set --
     for suite in $suites; do set -- "$@" --test "$suite"; done
     # The whole workspace is named so that features, and with them all that is built already, stay the same.
-    cargo build --quiet --workspace --bin ampoule 1>&2
+    cargo build --quiet --workspace --bin ampoule --bin ampoule-launcher 1>&2
     cargo test --quiet --no-run --workspace "$@" --message-format=json |
         python3 -c '
 import json, sys
@@ -85,6 +85,7 @@ make_disk() {
     for applet in $(busybox --list); do [ -e "$disk/bin/$applet" ] || ln -s busybox "$disk/bin/$applet"; done
     build_suites >"$vm/suites.txt"
     install_program target/debug/ampoule ampoule
+    install_program target/debug/ampoule-launcher ampoule-launcher
     # Panics in a test's own process unwind with it, and it is loaded at run time, so ldd does not name it.
     libgcc=$(gcc -print-file-name=libgcc_s.so.1)
     mkdir -p "$disk/lib/x86_64-linux-gnu"

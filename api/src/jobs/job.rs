@@ -9,6 +9,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ampoule_client::types::{
@@ -242,6 +243,8 @@ pub struct Job {
     /// Cancelled when somebody wants it to stop.
     pub stop: CancellationToken,
     book: Mutex<Book>,
+    /// Whether the database knows of it.
+    is_stored: AtomicBool,
     /// Its image, which stays as long as the job may need it.
     image: Mutex<Option<HeldImage>>,
 }
@@ -260,6 +263,7 @@ impl Job {
             status: watch::Sender::new(status),
             stop: CancellationToken::new(),
             book: Mutex::new(book),
+            is_stored: AtomicBool::new(true),
             image: Mutex::new(image),
         }
     }
@@ -273,6 +277,16 @@ impl Job {
     /// Its id.
     pub fn id(&self) -> Uuid {
         self.record.id
+    }
+
+    /// Says that it is not stored before it ends, unless it lasts.
+    pub fn put_off(&self) {
+        self.is_stored.store(false, Ordering::Relaxed);
+    }
+
+    /// Says that it is stored now; returns whether it was before.
+    pub fn mark_stored(&self) -> bool {
+        self.is_stored.swap(true, Ordering::Relaxed)
     }
 
     /// What it has written.

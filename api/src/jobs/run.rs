@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ampoule_client::types::{Artifact, Ending, EndingKind, Figures, Phases, Stream};
-use ampoule_engine::runtime::{Input, Running, Runtime, RuntimeError};
+use ampoule_engine::runtime::{Input, Pending, Running, Runtime, RuntimeError};
 use ampoule_engine::spec::{self, Artifacts, Exit, SandboxSpec, StopReason};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
@@ -164,7 +164,7 @@ enum NoExit {
 /// Waits for the exit, and asks for it where the service has to.
 async fn wait(
     job: &Job,
-    mut exit: oneshot::Receiver<Exit>,
+    mut exit: Pending<'static, Result<Exit, RuntimeError>>,
     stop: &(dyn Fn(StopReason) + Send + Sync),
     wall: Duration,
     over: &Notify,

@@ -54,6 +54,17 @@ pub struct Keeping {
     pub is_waited_for: bool,
 }
 
+/// When a job ran, and how often.
+#[derive(Clone, Copy, Debug)]
+pub struct Life {
+    /// Which try it was, from 1; 0 when there was none.
+    pub attempt: u32,
+    /// When that started.
+    pub started: Option<Timestamp>,
+    /// When the job ended.
+    pub ended: Timestamp,
+}
+
 /// Which jobs are listed.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
@@ -122,34 +133,36 @@ impl Store {
             ])?;
             insert_labels(transaction, id, labels)
         };
-        match (keeping.is_waited_for, keeping.is_running) {
-            (false, _) => self.state.write_durable(change),
-            (true, false) => self.state.write(change),
-            // Nobody has been told of it, and most such jobs end before anybody could ask.
-            (true, true) => self.state.write_with_next(change),
-        }
+        if keeping.is_waited_for { self.state.write(change) } else { self.state.write_durable(change) }
     }
 
-    /// Stores a job that ended before it waited: a refused one.
+    /// Stores a job that ended before it was stored: a refused one, or one that ran for a moment only. Outputs that are
+    /// in files are not passed here.
     ///
     /// # Errors
     /// The database has too much to do.
-    pub fn insert_ended(&self, record: &Record, conclusion: &Conclusion) -> Result<Written<()>, StateError> {
+    pub fn insert_ended(
+        &self,
+        record: &Record,
+        conclusion: &Conclusion,
+        life: Life,
+        outputs: [Option<Bytes>; 2],
+    ) -> Result<Written<()>, StateError> {
         let (id, token, created) = (record.id, record.token.clone(), micros(record.created));
         let (key, labels) = (record.idempotency_key.clone(), record.labels.clone());
         let (record, ending, conclusion) = (to_json(record), conclusion.ending.kind.as_str(), to_json(conclusion));
+        let (started, ended) = (life.started.map(micros), micros(life.ended));
         self.state.write(move |transaction| {
+            let [stdout, stderr] = &outputs;
             transaction.prepare_cached(
-                "INSERT INTO jobs (id, state, ending, token, created_us, ended_us, attempt, idempotency_key, record, conclusion)
-                 VALUES (?1, 2, ?2, ?3, ?4, ?4, 0, ?5, ?6, ?7)",
-            )?.execute(params![id.as_bytes(), ending, token, created, key, record, conclusion])?;
+                "INSERT INTO jobs (id, state, ending, token, created_us, started_us, ended_us, attempt, idempotency_key,
+                 record, conclusion, stdout, stderr) VALUES (?1, 2, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+            )?.execute(params![
+                id.as_bytes(), ending, token, created, started, ended, life.attempt, key, record, conclusion,
+                stdout.as_deref(), stderr.as_deref(),
+            ])?;
             insert_labels(transaction, id, &labels)
         })
-    }
-
-    /// Stores what was put off.
-    pub fn flush(&self) {
-        self.state.flush();
     }
 
     /// Stores that a waiting job starts.

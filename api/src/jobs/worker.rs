@@ -9,11 +9,11 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::Jobs;
-use super::job::{Conclusion, Job, Written, failed_ending, now, plain_ending};
+use super::job::{Conclusion, Job, Status, Written, failed_ending, now, plain_ending};
 use super::log::Kept;
 use super::payload::Payload;
 use super::run::{self, Ran};
-use super::store::INLINE_BYTES_MAX;
+use super::store::{INLINE_BYTES_MAX, Keeping, Life};
 use crate::problem::chain;
 use crate::state::StateError;
 
@@ -47,9 +47,9 @@ impl Jobs {
         let attempt = job.start(now);
         let waited = Duration::try_from(now.duration_since(job.record.created)).unwrap_or_default();
         self.0.metrics.started(waited);
-        let ran = match self.prepare(&job, payload, has_waited.then_some((attempt, now))).await {
-            Ok(payload) => self.run_and_show(&job, &payload, now).await,
-            Err(reason) => run::unstarted(failed_ending(true, reason)),
+        let (ran, payload) = match self.prepare(&job, payload, has_waited.then_some((attempt, now))).await {
+            Ok(payload) => (self.run_and_show(&job, &payload, now).await, payload),
+            Err(reason) => (run::unstarted(failed_ending(true, reason)), Payload::default()),
         };
         let time = slot.started.elapsed();
         self.0.metrics.ran(time, ran.phases.as_ref());
@@ -59,6 +59,7 @@ impl Jobs {
         }
         let ran = self.judge(&job, ran);
         if ran.ending.retryable && attempt <= job.record.retries {
+            self.store_running(&job, &payload);
             self.try_again(&job, slot).await;
             return;
         }
@@ -95,9 +96,21 @@ impl Jobs {
         match tokio::time::timeout(SHOW_AFTER, &mut run).await {
             Ok(ran) => ran,
             Err(_) => {
-                self.store().flush();
+                self.store_running(job, payload);
                 run.await
             }
+        }
+    }
+
+    /// Stores a job that was put off and runs longer than expected.
+    fn store_running(&self, job: &Job, payload: &Payload) {
+        if job.mark_stored() {
+            return;
+        }
+        let keeping = Keeping { is_running: true, is_waited_for: true };
+        // Changes are made in the order of their coming: its ending fails when this does, and says so.
+        if let Err(error) = self.store().insert(&job.record, payload.inline(), keeping) {
+            tracing::error!(job.id = %job.id(), error = chain(&error), "could not store that a job runs");
         }
     }
 
@@ -168,6 +181,8 @@ impl Jobs {
         // Whoever looks for it now finds it in the database; whoever waits for it is told after that.
         self.present().remove(&job.id());
         job.end(now, conclusion);
+        // Whoever waits is answered first.
+        tokio::task::yield_now().await;
         tracing::info!(job.id = %job.id(), token = job.record.token, ending = kind.as_str(), "a job ended");
     }
 
@@ -193,8 +208,13 @@ impl Jobs {
             stored.await.map_err(|panicked| failed(std::io::Error::other(panicked)))?.map_err(failed)?;
         }
         let inline = [inline(stdout), inline(stderr)];
-        let started = job.status.borrow().started;
-        self.store().ended(job.id(), conclusion, started, now, inline)?.committed().await
+        let Status { attempt, started, .. } = *job.status.borrow();
+        let written = if job.mark_stored() {
+            self.store().ended(job.id(), conclusion, started, now, inline)?
+        } else {
+            self.store().insert_ended(&job.record, conclusion, Life { attempt, started, ended: now }, inline)?
+        };
+        written.committed().await
     }
 }
 

@@ -12,6 +12,7 @@ mod counters;
 mod error;
 mod folders;
 mod limits;
+mod meter;
 mod mounts;
 mod v1;
 mod v2;
@@ -25,6 +26,8 @@ pub use error::CgroupError;
 use error::failed;
 use folders::Folders;
 use limits::Limiter;
+pub use meter::{Meter, MeterTerms};
+use serde::{Deserialize, Serialize};
 
 use crate::spec::Limits;
 
@@ -33,7 +36,7 @@ use crate::spec::Limits;
 const RESIDUE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// The kernel's two kinds of control groups.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Version {
     /// A hierarchy for each controller. So is a hybrid, whose one hierarchy of version 2 has no controller.
     V1,

@@ -108,6 +108,7 @@ fn play(scene: Scene, input: &Input) -> Result<Running, RuntimeError> {
         // A run that is over cannot be stopped.
         let _ = stop_sender.send(reason);
     });
+    let exit = Box::pin(async { exit.await.map_err(|_| RuntimeError::Gone) });
     Ok(Running { stdout, stderr, stdin, artifacts: None, exit, stop })
 }
 

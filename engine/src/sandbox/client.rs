@@ -1,4 +1,9 @@
-//! The service's side of the launcher: requests go out with their pipes, answers find who waits for them.
+//! The service's side of the launcher: requests go out with their pipes, answers find who waits for them. A command
+//! for which the launcher lent a sandbox goes straight to that one.
+
+mod lent;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -12,7 +17,10 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
+use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
+
+use lent::{LentSandbox, Pick, Run, Shelf, expect_exit};
 
 use crate::runtime::{Census, Checked, Exported, Input, Pending, Running, Runtime, RuntimeError, Stdin, Unpacked};
 use crate::sandbox::handshake::{Look, Looked, Reply, Request, UnpackedLayer, message_buffer, receive, send};
@@ -35,6 +43,14 @@ struct Shared {
     socket: AsyncFd<OwnedFd>,
     waiting: Mutex<HashMap<u64, Waiting>>,
     next_token: AtomicU64,
+    shelf: Shelf,
+    /// Commands in lent sandboxes, now and since the start.
+    direct: AtomicU64,
+    direct_all: AtomicU64,
+    /// What messages of pid 1 are read into.
+    buffer: Mutex<Vec<u8>>,
+    /// Where work goes on that nobody waits for.
+    tasks: Handle,
     census: Mutex<Census>,
     gone: watch::Sender<bool>,
     process: Mutex<Child>,
@@ -62,11 +78,16 @@ impl Client {
         let LauncherHandle { socket, process } = handle;
         let system = |source| RuntimeError::System { action: "wait on the launcher's socket", source };
         rustix::io::ioctl_fionbio(&socket, true).map_err(|error| system(error.into()))?;
-        let socket = sys::wait_on(socket).map_err(system)?;
+        let socket = sys::wait_on(socket, Interest::READABLE | Interest::WRITABLE).map_err(system)?;
         let shared = Arc::new(Shared {
             socket,
             waiting: Mutex::default(),
             next_token: AtomicU64::new(1),
+            shelf: Shelf::default(),
+            direct: AtomicU64::new(0),
+            direct_all: AtomicU64::new(0),
+            buffer: Mutex::new(message_buffer()),
+            tasks: Handle::current(),
             census: Mutex::default(),
             gone: watch::Sender::new(false),
             process: Mutex::new(process),
@@ -118,17 +139,17 @@ fn senseless() -> RuntimeError {
 impl Shared {
     async fn hear(self: Arc<Self>) {
         let mut buffer = message_buffer();
-        while let Ok(Some((reply, _))) =
+        while let Ok(Some((reply, descriptors))) =
             self.socket.async_io(Interest::READABLE, |socket| receive::<Reply>(socket, &mut buffer)).await
         {
-            self.deliver(reply);
+            self.deliver(reply, descriptors);
         }
         // Whoever waits sees that its sender is gone.
         lock(&self.waiting).clear();
         self.gone.send_replace(true);
     }
 
-    fn deliver(&self, reply: Reply) {
+    fn deliver(self: &Arc<Self>, reply: Reply, descriptors: Vec<OwnedFd>) {
         // Whoever stopped waiting does not want to know.
         match reply {
             Reply::Exit { token, exit } => {
@@ -151,6 +172,19 @@ impl Shared {
                     let _ = sender.send(result);
                 }
             }
+            Reply::Lent(lent) => {
+                let number = lent.number;
+                match LentSandbox::receive(*lent, descriptors) {
+                    Some(sandbox) => self.shelf.put(sandbox),
+                    None => self.post(Request::Done { number, was_used: false }),
+                }
+            }
+            Reply::Recall { number } => {
+                // One that has a command by now is told of when that ends.
+                if self.shelf.take(number).is_some() {
+                    self.post(Request::Done { number, was_used: false });
+                }
+            }
             Reply::Census { live, warm, warm_hits, cold_starts } => {
                 *lock(&self.census) = Census { live, warm, warm_hits, cold_starts };
             }
@@ -170,6 +204,15 @@ impl Shared {
         Ok(token)
     }
 
+    /// Sends what nobody waits for. A launcher that is gone need not hear it.
+    fn post(self: &Arc<Self>, request: Request) {
+        let sent = send(self.socket.get_ref(), &request, &[]);
+        if sent.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock) {
+            let shared = Arc::clone(self);
+            self.tasks.spawn(async move { shared.ask(NOBODY, &request, &[]).await });
+        }
+    }
+
     async fn ask(&self, token: u64, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<(), RuntimeError> {
         let sent = match send(self.socket.get_ref(), request, descriptors) {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
@@ -184,6 +227,50 @@ impl Shared {
                 _ => RuntimeError::System { action: "ask the launcher", source },
             }
         })
+    }
+}
+
+/// What comes with a command besides its streams.
+#[derive(Clone, Copy)]
+struct Brings {
+    files: bool,
+    artifacts: bool,
+}
+
+/// How a command that was started ends, and how it is stopped.
+type Started = (Pending<'static, Result<Exit, RuntimeError>>, Box<dyn Fn(StopReason) + Send + Sync>);
+
+impl Shared {
+    /// Starts a command in a lent sandbox, or through the launcher when there is none that it can run in.
+    async fn start(
+        self: &Arc<Self>,
+        spec: SandboxSpec,
+        brings: Brings,
+        (token, exit): (u64, oneshot::Receiver<Exit>),
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Started, RuntimeError> {
+        let lent = loop {
+            match self.shelf.pick(&spec) {
+                Pick::Ready(sandbox) => {
+                    if sandbox.start(&spec, brings.files, brings.artifacts, descriptors).is_ok() {
+                        self.direct_all.fetch_add(1, Ordering::Relaxed);
+                        let run = Run::new(self, sandbox, token, &spec.limits, exit);
+                        let ties = run.ties();
+                        return Ok((Box::pin(run.end()), Box::new(move |reason| ties.stop(reason))));
+                    }
+                    // It died while it waited; the next one may not have.
+                    self.post(Request::Done { number: sandbox.number(), was_used: false });
+                }
+                Pick::Unlike(sandbox) => break Some(sandbox.number()),
+                Pick::Nothing => break None,
+            }
+        };
+        let (has_files, has_artifacts) = (brings.files, brings.artifacts);
+        let request = Request::Launch { token, spec: Box::new(spec), has_files, has_artifacts, lent };
+        self.ask(token, &request, descriptors).await?;
+        let shared = Arc::clone(self);
+        let stop = Box::new(move |reason: StopReason| shared.post(Request::Stop { token, reason }));
+        Ok((Box::pin(async { exit.await.map_err(|_| RuntimeError::Gone) }), stop))
     }
 }
 
@@ -220,21 +307,12 @@ impl Runtime for Client {
             let (stdout_writer, stdout) = command_writes()?;
             let (stderr_writer, stderr) = command_writes()?;
             let collection = if spec.command.artifacts.globs.is_empty() { None } else { Some(command_writes()?) };
-            let (exit_sender, exit) = oneshot::channel();
-            let token = self.shared.token(Waiting::Exit(exit_sender))?;
-            let has_files = input.files.is_some();
-            let request =
-                Request::Launch { token, spec: Box::new(spec), has_files, has_artifacts: collection.is_some() };
+            let (token, exit) = expect_exit(&self.shared)?;
+            let brings = Brings { files: input.files.is_some(), artifacts: collection.is_some() };
             let mut descriptors = vec![stdin_reader.as_fd(), stdout_writer.as_fd(), stderr_writer.as_fd()];
             descriptors.extend(input.files.as_ref().map(AsFd::as_fd));
             descriptors.extend(collection.as_ref().map(|(writer, _)| writer.as_fd()));
-            self.shared.ask(token, &request, &descriptors).await?;
-            let shared = Arc::clone(&self.shared);
-            let stop = Box::new(move |reason: StopReason| {
-                let shared = Arc::clone(&shared);
-                // The request may have to wait for room; nobody waits for it.
-                tokio::spawn(async move { shared.ask(NOBODY, &Request::Stop { token, reason }, &[]).await });
-            });
+            let (exit, stop) = self.shared.start(spec, brings, (token, exit), &descriptors).await?;
             let artifacts = collection.map(|(_, reader)| reader);
             Ok(Running { stdout, stderr, stdin, artifacts, exit, stop })
         })
@@ -282,6 +360,7 @@ impl Runtime for Client {
 
     fn remove_layer(&self, layer: LayerId) -> Pending<'_, Result<(), RuntimeError>> {
         Box::pin(async move {
+            self.shared.shelf.let_go_of(&layer);
             let (sender, answer) = oneshot::channel();
             let token = self.shared.token(Waiting::Remove(sender))?;
             self.shared.ask(token, &Request::Remove { token, layer }, &[]).await?;
@@ -290,6 +369,13 @@ impl Runtime for Client {
     }
 
     fn census(&self) -> Census {
-        *lock(&self.shared.census)
+        let told = *lock(&self.shared.census);
+        let direct = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Census {
+            live: told.live + direct(&self.shared.direct),
+            warm: told.warm + self.shared.shelf.len() as u64,
+            warm_hits: told.warm_hits + direct(&self.shared.direct_all),
+            ..told
+        }
     }
 }

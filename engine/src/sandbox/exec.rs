@@ -64,11 +64,11 @@ struct Streams {
 }
 
 impl Streams {
-    fn sort(start: &Start, descriptors: Vec<OwnedFd>) -> Result<Streams, ExecError> {
+    fn sort(start: &Start, badness: Option<OwnedFd>, descriptors: Vec<OwnedFd>) -> Result<Streams, ExecError> {
         let needed = 4 + usize::from(start.has_files) + usize::from(start.has_artifacts);
-        let sent = descriptors.len();
+        let sent = usize::from(badness.is_some()) + descriptors.len();
         let mut rest = descriptors.into_iter();
-        match (rest.next(), rest.next(), rest.next(), rest.next()) {
+        match (badness, rest.next(), rest.next(), rest.next()) {
             (Some(badness), Some(stdin), Some(stdout), Some(stderr)) if sent == needed => Ok(Streams {
                 badness,
                 standard: [stdin, stdout, stderr],
@@ -84,9 +84,14 @@ impl Streams {
 ///
 /// # Errors
 /// What kept the command from being started. A program that is not there is no error but exit code 127.
-pub(crate) fn run(sandbox: &Prepared, start: &Start, descriptors: Vec<OwnedFd>) -> Result<Finished, ExecError> {
+pub(crate) fn run(
+    sandbox: &Prepared,
+    start: &Start,
+    badness: Option<OwnedFd>,
+    descriptors: Vec<OwnedFd>,
+) -> Result<Finished, ExecError> {
     let began = Instant::now();
-    let streams = Streams::sort(start, descriptors)?;
+    let streams = Streams::sort(start, badness, descriptors)?;
     if let Some(archive) = streams.files {
         files::unpack(File::from(archive), &start.cwd)?;
     }
@@ -257,7 +262,6 @@ struct End {
 fn follow(sandbox: &Prepared, command: Pid, wall_time: Duration) -> Result<End, ExecError> {
     let deadline = Instant::now() + wall_time;
     let mut wall_limit = false;
-    let mut buffer = message_buffer();
     loop {
         if let Some(status) = reap(command) {
             return Ok(End { status, wall_limit });
@@ -280,7 +284,7 @@ fn follow(sandbox: &Prepared, command: Pid, wall_time: Duration) -> Result<End, 
             forget_signals(sandbox);
         }
         if sources[1].any() == Some(true) {
-            match receive(&sandbox.control, &mut buffer) {
+            match receive(&sandbox.control, &mut message_buffer()) {
                 Ok(Some((InitRequest::Stop, _))) => kill_all_others(),
                 // A second start, or no launcher any more: either way this sandbox is at its end.
                 _ => std::process::exit(1),

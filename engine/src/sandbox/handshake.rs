@@ -5,7 +5,13 @@
 //! service ◀──Reply──── launcher ◀──ZygoteReply──── zygote
 //!                      launcher ──InitRequest────▶ pid 1
 //!                      launcher ◀──InitReply────── pid 1
+//! service ──InitRequest::Start──▶ pid 1 of a sandbox that was lent
+//! service ◀──InitReply─────────── pid 1 of a sandbox that was lent
 //! ```
+//!
+//! **A sandbox that was made ahead is lent to the service**, with the launcher's end of the conversation with its pid 1
+//! and the counters of its control group. From then on only the service hears pid 1, until it gives the sandbox back.
+//! What the launcher keeps is the process: it ends it, sees it end, and takes down what is left.
 //!
 //! Every arrow is a `SOCK_SEQPACKET` socket: a message is one packet of bounded size with its descriptors.
 
@@ -21,7 +27,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::image::layer::Skipped;
-use crate::spec::{Artifacts, Exit, Frame, LayerId, LeftOut, Phases, SandboxSpec, StopReason};
+use crate::isolation::cgroup::MeterTerms;
+use crate::spec::{Artifacts, Command, Exit, Frame, LayerId, LeftOut, Limits, Phases, SandboxSpec, StopReason};
 
 /// Largest message: a command of the largest size, its frame, and room for framing.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 256 * 1024;
@@ -32,8 +39,13 @@ pub(crate) const DESCRIPTORS_MAX: usize = 16;
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
     /// Descriptors: stdin, stdout, stderr, then the archive of files and the pipe for artifacts where announced.
-    Launch { token: u64, spec: Box<SandboxSpec>, has_files: bool, has_artifacts: bool },
-    /// Ends the sandbox of an earlier `Launch`.
+    /// `lent` is a lent sandbox of the same frame that is given back with this, to be used.
+    Launch { token: u64, spec: Box<SandboxSpec>, has_files: bool, has_artifacts: bool, lent: Option<u64> },
+    /// A lent sandbox runs a command: the launcher holds its processor time, and tells its death as its exit.
+    Follow { number: u64, token: u64, cpu_time_ms: u64, cpu_milli: u32 },
+    /// A lent sandbox is of no more use, because its command ended or because it is not wanted.
+    Done { number: u64, was_used: bool },
+    /// Ends the sandbox of an earlier `Launch` or `Follow`.
     Stop { token: u64, reason: StopReason },
     /// Unpacks the layer whose archive is the one descriptor.
     Unpack { token: u64 },
@@ -76,8 +88,21 @@ pub(crate) enum Reply {
     Removed { token: u64, result: Result<(), String> },
     /// Layers were read, or could not be.
     Looked { token: u64, result: Result<Looked, String> },
-    /// What the launcher holds, sent when it changed.
+    /// A sandbox is lent. Descriptors: the launcher's end of the conversation with its pid 1, then those of the meter.
+    Lent(Box<Lent>),
+    /// A lent sandbox is wanted back, if it has no command yet.
+    Recall { number: u64 },
+    /// What the launcher holds, without what is lent, sent when it changed.
     Census { live: u64, warm: u64, warm_hits: u64, cold_starts: u64 },
+}
+
+/// A sandbox that is lent: prepared, with its limits in force, waiting for a command.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Lent {
+    pub(crate) number: u64,
+    pub(crate) frame: Frame,
+    pub(crate) limits: Limits,
+    pub(crate) meter: MeterTerms,
 }
 
 /// What a worker found while it unpacked.
@@ -113,7 +138,10 @@ pub(crate) enum ZygoteReply {
 /// What the launcher asks of pid 1.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum InitRequest {
-    /// Run this. Descriptors: pid 1's own `oom_score_adj`, then those of `Request::Launch`.
+    /// Comes first. The descriptor is pid 1's own `oom_score_adj`, by which it says whom the kernel shall kill first
+    /// when memory ends.
+    Badness,
+    /// Run this. Descriptors: those of `Request::Launch`.
     Start(Box<Start>),
     /// End the command: it is killed, what it left is collected.
     Stop,
@@ -131,6 +159,23 @@ pub(crate) struct Start {
     pub(crate) file_bytes: u64,
     pub(crate) has_files: bool,
     pub(crate) has_artifacts: bool,
+}
+
+impl Start {
+    /// The command of a spec, as pid 1 needs it.
+    pub(crate) fn new(command: Command, limits: &Limits, has_files: bool, has_artifacts: bool) -> Start {
+        Start {
+            argv: command.argv,
+            env: command.env,
+            cwd: command.cwd,
+            artifacts: command.artifacts,
+            wall_time_ms: limits.wall_time_ms,
+            open_files: limits.open_files,
+            file_bytes: limits.file_bytes,
+            has_files,
+            has_artifacts,
+        }
+    }
 }
 
 /// What pid 1 answers.
@@ -209,10 +254,29 @@ pub(crate) fn receive<M: DeserializeOwned>(
     socket: impl AsFd,
     buffer: &mut [u8],
 ) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
+    receive_with(socket, buffer, RecvFlags::empty())
+}
+
+/// The same without waiting, whatever the socket does otherwise: for one that is shared with another process.
+///
+/// # Errors
+/// `WouldBlock` when nothing is there; `InvalidData` for a message that is not one.
+pub(crate) fn receive_now<M: DeserializeOwned>(
+    socket: impl AsFd,
+    buffer: &mut [u8],
+) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
+    receive_with(socket, buffer, RecvFlags::DONTWAIT)
+}
+
+fn receive_with<M: DeserializeOwned>(
+    socket: impl AsFd,
+    buffer: &mut [u8],
+    flags: RecvFlags,
+) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
-        match recvmsg(&socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+        match recvmsg(&socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, flags | RecvFlags::CMSG_CLOEXEC) {
             Ok(received) => break received,
             Err(rustix::io::Errno::INTR) => {}
             // The other end died with unread messages: the conversation is over all the same.

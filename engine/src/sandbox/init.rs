@@ -193,9 +193,14 @@ impl Prepared {
     /// Waits for the command, runs it, and says how it ended.
     fn serve(self) -> Result<(), SysError> {
         let mut buffer = message_buffer();
+        let mut badness = None;
         loop {
             match receive(&self.control, &mut buffer).map_err(failed("hear", "the launcher"))? {
-                Some((InitRequest::Start(start), descriptors)) => return self.run(&start, descriptors),
+                Some((InitRequest::Badness, mut descriptors)) => badness = descriptors.pop(),
+                Some((InitRequest::Start(start), descriptors)) => {
+                    drop(buffer);
+                    return self.run(&start, badness, descriptors);
+                }
                 // A stop before the start: there is nothing to stop, and the launcher ends the process itself.
                 Some((InitRequest::Stop, _)) => {}
                 // The launcher is gone: nobody will ever want this sandbox.
@@ -204,8 +209,8 @@ impl Prepared {
         }
     }
 
-    fn run(&self, start: &Start, descriptors: Vec<OwnedFd>) -> Result<(), SysError> {
-        let reply = match exec::run(self, start, descriptors) {
+    fn run(&self, start: &Start, badness: Option<OwnedFd>, descriptors: Vec<OwnedFd>) -> Result<(), SysError> {
+        let reply = match exec::run(self, start, badness, descriptors) {
             Ok(finished) => InitReply::Finished(finished),
             Err(error) => InitReply::Failed { reason: in_one_line(&error), retryable: error.is_retryable() },
         };

@@ -1,12 +1,14 @@
 //! The launcher: the one privileged process, of one thread, that makes sandboxes and sees them end.
 //!
-//! It is started before the service has a thread, from a read-only descriptor of the program, and hears nobody but
-//! the service. It parses nothing that a user wrote: commands pass through as they are, paths of layers are made
+//! It is a program of its own, `ampoule-launcher`, beside that of the service: a small one, since every sandbox begins
+//! as a copy of its memory. It is started before the service has a thread, from a read-only descriptor of its file, and
+//! hears nobody but the service. It parses nothing that a user wrote: commands pass through as they are, paths of layers are made
 //! from digests. When the service is gone it ends all sandboxes, removes their control groups, and ends too.
 
 mod events;
 mod idle;
 mod layers;
+mod lending;
 mod lifecycle;
 mod live;
 mod work;
@@ -32,7 +34,7 @@ use crate::sandbox::handshake::{Reply, message_buffer, pair, receive, send};
 use crate::sandbox::place::Places;
 use crate::sys::{self, MountAttributes, SysError, failed, in_one_line};
 
-/// The name under which the launcher is executed, by which the program knows that it is one.
+/// The launcher's program, in the folder of the service's.
 const NAME: &str = "ampoule-launcher";
 /// Folder of unpacked layers, below the state folder.
 pub(crate) const LAYERS_FOLDER: &str = "layers";
@@ -67,6 +69,14 @@ pub enum StartError {
     /// The caller is not root.
     #[error("the launcher needs root\nhint: start the service as root; it gives its own privileges up at once")]
     NotRoot,
+    /// The launcher's program is not where it belongs.
+    #[error("there is no launcher at {}: {problem}\nhint: install `{NAME}` in the folder of `ampoule`", path.display())]
+    Missing {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// Why it cannot be used.
+        problem: std::io::Error,
+    },
     /// A system call failed.
     #[error(transparent)]
     System(#[from] SysError),
@@ -87,7 +97,7 @@ pub fn start(config: &LauncherConfig) -> Result<LauncherHandle, StartError> {
         return Err(StartError::NotRoot);
     }
     let (ours, theirs) = pair().map_err(failed("open", "the launcher's socket"))?;
-    let program = read_only_program()?;
+    let program = find_program()?;
     let config =
         serde_json::to_string(config).map_err(std::io::Error::from).map_err(failed("write", "the launcher's terms"))?;
     let process = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
@@ -104,26 +114,30 @@ pub fn start(config: &LauncherConfig) -> Result<LauncherHandle, StartError> {
     }
 }
 
-/// This program through a mount that cannot be written to: whatever reaches it from a sandbox (as in
+/// The launcher's program through a mount that cannot be written to: whatever reaches it from a sandbox (as in
 /// `#!/proc/self/exe`) cannot change it.
-fn read_only_program() -> Result<OwnedFd, SysError> {
+fn find_program() -> Result<OwnedFd, StartError> {
+    let own = std::env::current_exe().map_err(failed("find", "this program"))?;
+    let path = own.with_file_name(NAME);
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = open_tree(CWD, "/proc/self/exe", flags).map_err(failed("clone the mount of", "this program"))?;
+    let tree = match open_tree(CWD, &path, flags) {
+        Ok(tree) => tree,
+        Err(error) => return Err(StartError::Missing { path, problem: error.into() }),
+    };
     let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID, id_map: None };
-    sys::mount_setattr(tree.as_fd(), attributes).map_err(failed("make read-only", "this program"))?;
+    sys::mount_setattr(tree.as_fd(), attributes).map_err(failed("make read-only", "the launcher's program"))?;
     Ok(tree)
 }
 
-/// Becomes the launcher when this process was executed as one, and returns at once otherwise. To be called first
-/// in `main`.
-pub fn enter() {
-    let mut arguments = std::env::args_os();
-    if arguments.next().is_none_or(|name| name != NAME) {
-        return;
-    }
-    let config = arguments.next().and_then(|config| serde_json::from_slice(config.as_encoded_bytes()).ok());
+/// What the launcher's program does. Its terms are its one argument, the service's socket its standard input.
+#[expect(clippy::print_stderr, reason = "whoever starts it by hand must learn why it does nothing")]
+pub fn main() -> ! {
+    let config = std::env::args_os().nth(1).and_then(|config| serde_json::from_slice(config.as_encoded_bytes()).ok());
     // Without the service's socket and terms there is nobody to work for.
-    let (Some(config), Ok(socket)) = (config, sys::inherited_descriptor(0)) else { std::process::exit(1) };
+    let (Some(config), Ok(socket)) = (config, sys::inherited_descriptor(0)) else {
+        eprintln!("{NAME} is started by `ampoule serve`, and does nothing by itself");
+        std::process::exit(1)
+    };
     std::process::exit(serve(&config, &socket))
 }
 
@@ -250,7 +264,7 @@ fn open_layers(state: &Path) -> Result<OwnedFd, SysError> {
 }
 
 /// Takes as many descriptors as the machine allows, and says how many those are.
-fn raise_descriptor_limit() -> u32 {
+pub fn raise_descriptor_limit() -> u32 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let maximum = getrlimit(Resource::Nofile).maximum;
     // What cannot be raised stays as it is, and is what is returned.

@@ -1,9 +1,13 @@
 //! Why a sandbox ended: one pure function over all that was seen of it.
 
-use crate::sandbox::handshake::{CommandStatus, Finished};
-use crate::spec::{Ending, StopReason};
+use std::time::Duration;
 
-/// What the launcher knows of a sandbox that is gone.
+use crate::isolation::cgroup::{CgroupError, Usage};
+use crate::sandbox::handshake::{CommandStatus, Finished};
+use crate::spec::{Ending, Exit, Figures, Phases, StopReason};
+use crate::sys::in_one_line;
+
+/// What is known of a sandbox that is gone.
 #[derive(Debug, Default)]
 pub(crate) struct Evidence {
     /// The last word of pid 1; a refusal to start is `Err`, with whether another try may help.
@@ -16,6 +20,50 @@ pub(crate) struct Evidence {
     pub(crate) oom_kills: u64,
     /// Processes refused by the pids limit.
     pub(crate) pids_refused: u64,
+}
+
+/// How a sandbox ended: its ending, with what it used. `since_start` is the time since it was given its command.
+pub(crate) fn conclude(
+    mut evidence: Evidence,
+    usage: Result<Usage, CgroupError>,
+    phases: Phases,
+    since_start: Duration,
+) -> Exit {
+    let wall_us = match &evidence.word {
+        Some(Ok(finished)) => finished.wall_us,
+        // Pid 1 died before it could say.
+        _ => u64::try_from(since_start.as_micros()).unwrap_or(u64::MAX),
+    };
+    let figures = match usage {
+        Ok(usage) => {
+            evidence.oom_kills = usage.oom_kills;
+            evidence.pids_refused = usage.pids_refused;
+            figures(&usage, wall_us)
+        }
+        // Without its figures nobody can say why it ended.
+        Err(error) => {
+            evidence.word = Some(Err((in_one_line(&error), true)));
+            Figures { wall_us, ..Figures::default() }
+        }
+    };
+    let ending = decide(&evidence);
+    let (detail, left_out) = match evidence.word {
+        Some(Ok(finished)) => (finished.detail, finished.left_out),
+        _ => (String::new(), Vec::new()),
+    };
+    Exit { ending, detail, figures, phases, left_out }
+}
+
+fn figures(usage: &Usage, wall_us: u64) -> Figures {
+    Figures {
+        wall_us,
+        cpu_user_us: usage.cpu_user_us,
+        cpu_system_us: usage.cpu_system_us,
+        memory_peak_bytes: usage.memory_peak_bytes,
+        oom_kills: usage.oom_kills,
+        pids_refused: usage.pids_refused,
+        throttled_us: usage.throttled_us,
+    }
 }
 
 /// Names the cause that explains the rest. A command that returned 0 reached no limit that mattered to it.

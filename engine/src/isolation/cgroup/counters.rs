@@ -2,10 +2,11 @@
 //! in `v1` and `v2`.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::io::{pread, pwrite};
+use serde::{Deserialize, Serialize};
 
 use super::error::{CgroupError, failed};
 
@@ -13,7 +14,7 @@ use super::error::{CgroupError, failed};
 const TEXT_BYTES_MAX: usize = 4096;
 
 /// What a group has counted since it was made. All of it only grows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Totals {
     /// Exact processor time, in nanoseconds.
     pub(super) cpu_ns: u64,
@@ -27,7 +28,7 @@ pub(super) struct Totals {
 }
 
 /// The counters of one group, on either version.
-pub(super) trait Counters: std::fmt::Debug {
+pub(super) trait Counters: std::fmt::Debug + Send + Sync {
     /// Everything that only grows.
     fn totals(&self) -> Result<Totals, CgroupError>;
     /// Exact processor time since the group was made, in nanoseconds; one read.
@@ -36,6 +37,9 @@ pub(super) trait Counters: std::fmt::Debug {
     fn memory_peak_bytes(&self) -> Result<u64, CgroupError>;
     /// Lets the peak begin again at what is in use now, where the kernel can.
     fn reset_peak(&self) -> Result<(), CgroupError>;
+    /// Descriptors of all counters in the order of `received`. None can be written to, but for a `memory.peak` that
+    /// begins again for its own readers only. `None` where they do not say everything.
+    fn readable(&self) -> Option<Vec<BorrowedFd<'_>>>;
 }
 
 /// One counter file, kept open.
@@ -58,6 +62,15 @@ impl Counter {
         let path = folder.join(name);
         let file = File::options().read(true).write(true).open(&path).map_err(failed("open for writing", &path))?;
         Ok(Counter { descriptor: file.into(), path })
+    }
+
+    /// A counter whose descriptor came from another process; `name` is for messages.
+    pub(super) fn received(descriptor: OwnedFd, name: &str) -> Counter {
+        Counter { descriptor, path: PathBuf::from(name) }
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
     }
 
     /// The file as one number.

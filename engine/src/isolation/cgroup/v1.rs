@@ -1,7 +1,7 @@
 //! Version 1: each controller has a hierarchy of its own, or shares one with others.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use super::counters::{Counter, Counters, Totals};
@@ -61,6 +61,8 @@ pub(super) struct V1Counters {
     memory_peak: Counter,
     oom_control: Counter,
     pids_events: Counter,
+    /// The peak's other descriptor, which can be written to; a meter has none.
+    memory_peak_reset: Option<Counter>,
 }
 
 impl V1Counters {
@@ -71,9 +73,24 @@ impl V1Counters {
             usage_user: Counter::open(&folders.cpuacct, "cpuacct.usage_user")?,
             usage_system: Counter::open(&folders.cpuacct, "cpuacct.usage_sys")?,
             cpu_stat: Counter::open(&folders.cpu, "cpu.stat")?,
-            memory_peak: Counter::open_writable(&folders.memory, "memory.max_usage_in_bytes")?,
+            memory_peak: Counter::open(&folders.memory, "memory.max_usage_in_bytes")?,
+            memory_peak_reset: Some(Counter::open_writable(&folders.memory, "memory.max_usage_in_bytes")?),
             oom_control: Counter::open(&folders.memory, "memory.oom_control")?,
             pids_events: Counter::open(&folders.pids, "pids.events")?,
+        })
+    }
+
+    /// The same counters from descriptors that another process opened, in the order of `readable`.
+    pub(super) fn received(next: &mut dyn FnMut(&str) -> Option<Counter>) -> Option<V1Counters> {
+        Some(V1Counters {
+            usage: next("cpuacct.usage")?,
+            usage_user: next("cpuacct.usage_user")?,
+            usage_system: next("cpuacct.usage_sys")?,
+            cpu_stat: next("cpu.stat")?,
+            memory_peak: next("memory.max_usage_in_bytes")?,
+            oom_control: next("memory.oom_control")?,
+            pids_events: next("pids.events")?,
+            memory_peak_reset: None,
         })
     }
 }
@@ -100,7 +117,20 @@ impl Counters for V1Counters {
     }
 
     fn reset_peak(&self) -> Result<(), CgroupError> {
-        self.memory_peak.reset()
+        self.memory_peak_reset.as_ref().map_or(Ok(()), Counter::reset)
+    }
+
+    fn readable(&self) -> Option<Vec<BorrowedFd<'_>>> {
+        let all = [
+            &self.usage,
+            &self.usage_user,
+            &self.usage_system,
+            &self.cpu_stat,
+            &self.memory_peak,
+            &self.oom_control,
+            &self.pids_events,
+        ];
+        Some(all.into_iter().map(Counter::as_fd).collect())
     }
 }
 

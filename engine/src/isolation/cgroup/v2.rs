@@ -1,10 +1,10 @@
 //! Version 2: one hierarchy, where a controller must be handed down from group to group, and where a group that hands
 //! one down may hold no processes itself (the hierarchy's true root may).
 
-use std::cell::Cell;
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::{getpid, getppid};
@@ -175,13 +175,13 @@ pub(super) struct V2Counters {
 /// How the highest memory use is known.
 #[derive(Debug)]
 enum Peak {
-    /// `memory.peak`, that begins again when written to (Linux 6.12 and later).
+    /// `memory.peak`, that begins again when written to, for this one descriptor (Linux 6.12 and later).
     Resettable(Counter),
     /// `memory.peak` since the group was made (5.19 and later).
     Whole(Counter),
     /// Before 5.19: the highest `memory.current` of the moments at which any counter of the group was read. It is a
     /// lower bound: what came and went between two reads is not in it.
-    Sampled { current: Counter, highest: Cell<u64> },
+    Sampled { current: Counter, highest: AtomicU64 },
 }
 
 impl Peak {
@@ -193,12 +193,12 @@ impl Peak {
         if folder.join("memory.peak").exists() {
             return Ok(Peak::Whole(Counter::open(folder, "memory.peak")?));
         }
-        Ok(Peak::Sampled { current: Counter::open(folder, "memory.current")?, highest: Cell::new(0) })
+        Ok(Peak::Sampled { current: Counter::open(folder, "memory.current")?, highest: AtomicU64::new(0) })
     }
 
     fn sample(&self) -> Result<(), CgroupError> {
         if let Peak::Sampled { current, highest } = self {
-            highest.set(highest.get().max(current.number()?));
+            highest.fetch_max(current.number()?, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -207,7 +207,7 @@ impl Peak {
         self.sample()?;
         match self {
             Peak::Resettable(counter) | Peak::Whole(counter) => counter.number(),
-            Peak::Sampled { highest, .. } => Ok(highest.get()),
+            Peak::Sampled { highest, .. } => Ok(highest.load(Ordering::Relaxed)),
         }
     }
 
@@ -217,7 +217,7 @@ impl Peak {
             // The group is used once, so what it has above is only the making of its sandbox.
             Peak::Whole(_) => Ok(()),
             Peak::Sampled { highest, .. } => {
-                highest.set(0);
+                highest.store(0, Ordering::Relaxed);
                 self.sample()
             }
         }
@@ -232,6 +232,16 @@ impl V2Counters {
             memory_events: Counter::open(folder, "memory.events")?,
             pids_events: Counter::open(folder, "pids.events")?,
             memory_peak: Peak::open(folder)?,
+        })
+    }
+
+    /// The same counters from descriptors that another process opened, in the order of `readable`.
+    pub(super) fn received(next: &mut dyn FnMut(&str) -> Option<Counter>) -> Option<V2Counters> {
+        Some(V2Counters {
+            cpu_stat: next("cpu.stat")?,
+            memory_events: next("memory.events")?,
+            pids_events: next("pids.events")?,
+            memory_peak: Peak::Whole(next("memory.peak")?),
         })
     }
 }
@@ -262,6 +272,15 @@ impl Counters for V2Counters {
 
     fn reset_peak(&self) -> Result<(), CgroupError> {
         self.memory_peak.reset()
+    }
+
+    fn readable(&self) -> Option<Vec<BorrowedFd<'_>>> {
+        let peak = match &self.memory_peak {
+            Peak::Resettable(counter) | Peak::Whole(counter) => counter,
+            Peak::Sampled { .. } => return None,
+        };
+        let all = [&self.cpu_stat, &self.memory_events, &self.pids_events, peak];
+        Some(all.into_iter().map(Counter::as_fd).collect())
     }
 }
 

@@ -70,7 +70,7 @@ impl Poller {
         epoll::add(&self.0, descriptor, data, epoll::EventFlags::IN).map_err(failed("watch", format!("{source:?}")))
     }
 
-    fn remove(&self, descriptor: impl AsFd) {
+    pub(super) fn remove(&self, descriptor: impl AsFd) {
         // What is not watched need not be removed.
         let _ = epoll::delete(&self.0, descriptor);
     }
@@ -152,9 +152,13 @@ impl Launcher {
         let received = receive::<Request>(&self.service, &mut self.buffer).map_err(failed("hear", "the service"))?;
         let Some((request, mut descriptors)) = received else { return Ok(false) };
         match request {
-            Request::Launch { token, spec, has_files, has_artifacts } => {
-                self.dispatch(Launch { token, spec: *spec, has_files, has_artifacts, descriptors })?;
+            Request::Launch { token, spec, has_files, has_artifacts, lent } => {
+                self.dispatch(Launch { token, spec: *spec, has_files, has_artifacts, descriptors, lent })?;
             }
+            Request::Follow { number, token, cpu_time_ms, cpu_milli } => {
+                self.follow(number, token, cpu_time_ms, cpu_milli)?;
+            }
+            Request::Done { number, was_used } => self.done(number, was_used)?,
             Request::Stop { token, reason } => self.stop(token, reason)?,
             Request::Unpack { token } => self.unpack(token, descriptors.pop())?,
             Request::Remove { token, layer } => self.remove_layer(token, &layer)?,

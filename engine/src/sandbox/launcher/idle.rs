@@ -3,15 +3,16 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use crate::sandbox::launcher::lending::is_lent;
 use crate::sandbox::launcher::lifecycle::Launcher;
-use crate::sandbox::launcher::live::{Sandbox, end_process};
+use crate::sandbox::launcher::live::{Holder, Sandbox, end_process};
 use crate::sandbox::place::Place;
 use crate::spec::{Frame, LayerId};
 use crate::sys::{SysError, in_one_line};
 
 /// Most sandboxes that are gone but not taken down.
 const TEARDOWNS_MAX: usize = 64;
-/// How long nothing must have been dispatched before work is done that can wait.
+/// How long no command must have started or ended before work is done that can wait.
 pub(super) const QUIET: Duration = Duration::from_millis(2);
 
 /// What is left of a sandbox when its end has been told.
@@ -61,14 +62,15 @@ impl Launcher {
         }
         let extra = self.sandboxes.iter().find(|(_, sandbox)| {
             let share = self.demand.plan().find(|(hot, _)| hot.frame == sandbox.frame).map_or(0, |(_, share)| share);
-            sandbox.is_idle() && self.idle_of(&sandbox.frame) > share
+            (sandbox.is_idle() || is_lent(sandbox)) && self.idle_of(&sandbox.frame) > share
         });
-        let extra = extra.map(|(number, _)| *number);
-        extra.is_some_and(|number| self.discard(number).is_ok())
+        let Some((number, is_lent)) = extra.map(|(number, sandbox)| (*number, is_lent(sandbox))) else { return false };
+        if is_lent { self.recall(number).is_ok() } else { self.discard(number).is_ok() }
     }
 
     fn idle_of(&self, frame: &Frame) -> usize {
-        self.sandboxes.values().filter(|sandbox| sandbox.is_unused() && sandbox.frame == *frame).count()
+        let is_wanted = |sandbox: &&Sandbox| sandbox.is_unused() && sandbox.holder != Holder::Recalled;
+        self.sandboxes.values().filter(is_wanted).filter(|sandbox| sandbox.frame == *frame).count()
     }
 
     /// Ends a sandbox that has no command, at once.
@@ -81,29 +83,38 @@ impl Launcher {
         Ok(())
     }
 
-    /// Whether work that can wait may be done: no command runs, or none was started for a while.
+    /// Whether work that can wait may be done: no command was started or ended for a while, or most sandboxes that
+    /// were made ahead are used up.
     pub(super) fn is_quiet(&self) -> bool {
-        self.numbers.is_empty() || self.last_dispatch.elapsed() >= QUIET
+        self.last_dispatch.elapsed() >= QUIET || self.is_short()
     }
 
-    /// Sandboxes with a command, and without one.
+    fn is_short(&self) -> bool {
+        let planned: usize = self.demand.plan().map(|(_, share)| share).sum();
+        self.sandboxes.values().filter(|sandbox| sandbox.is_unused()).count() < planned.div_ceil(2)
+    }
+
+    /// Sandboxes with a command, and without one, that are not lent.
     pub(super) fn count(&self) -> (u64, u64) {
-        let live = self.numbers.len();
-        (live as u64, self.sandboxes.values().filter(|sandbox| sandbox.is_unused()).count() as u64)
+        let own = || self.sandboxes.values().filter(|sandbox| sandbox.holder == Holder::Launcher);
+        let live = own().filter(|sandbox| sandbox.run.is_some()).count();
+        (live as u64, own().filter(|sandbox| sandbox.is_unused()).count() as u64)
     }
 
-    /// Whether a command runs on this layer.
+    /// Whether a command runs on this layer, as far as it is known here.
     pub(super) fn is_in_use(&self, layer: &LayerId) -> bool {
         self.sandboxes.values().any(|sandbox| sandbox.run.is_some() && sandbox.frame.layers.contains(layer))
     }
 
-    /// Ends everything idle that stands on this layer.
+    /// Ends everything idle that stands on this layer; what is lent of it too, which the service has let go of.
     pub(super) fn let_go_of(&mut self, layer: &LayerId) -> Result<(), SysError> {
         self.demand.forget_where(|frame| frame.layers.contains(layer));
         let on_it = |sandbox: &Sandbox| sandbox.is_unused() && sandbox.frame.layers.contains(layer);
         let idle: Vec<u64> =
             self.sandboxes.iter().filter(|(_, sandbox)| on_it(sandbox)).map(|(number, _)| *number).collect();
         for number in idle {
+            // For one that was just being lent.
+            self.recall(number)?;
             self.discard(number)?;
         }
         let zygotes: Vec<u64> = self

@@ -1,28 +1,29 @@
 //! The life of a sandbox, from the launcher's side.
 //!
 //! ```text
-//!            make                 Ready             dispatch
-//! (zygote) ────────▶ Preparing ──────────▶ Warm ──────────────▶ Running ─▶ gone: conclude, then tear down
-//!                        └───────────── dispatch, when none is warm ──▶┘
+//!            make                 Ready             lend
+//! (zygote) ────────▶ Preparing ──────────▶ Warm ─────────▶ Lent ─▶ used by the service, or given back (lending.rs)
+//!                        │                  └─ dispatch ─▶ Running ─▶ gone: conclude, then tear down
+//!                        └──── dispatch, when none is warm ──▶┘
 //! ```
 //!
 //! A command may be sent to a sandbox that is still being prepared: it waits in its socket.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::isolation::cgroup::CgroupError;
 use crate::isolation::seccomp::Filter;
 use crate::sandbox::handshake::{InitReply, Reply, ZygoteRequest, message_buffer, pair, send};
 use crate::sandbox::launcher::events::{Poller, Source};
 use crate::sandbox::launcher::idle::Teardown;
-use crate::sandbox::launcher::live::{Launch, Sandbox, end_process, hold_namespaces, reap_process};
+use crate::sandbox::launcher::live::{Holder, Launch, Sandbox, end_process, hold_namespaces, reap_process};
 use crate::sandbox::launcher::work::{Work, Worker};
 use crate::sandbox::launcher::zygotes::Zygote;
 use crate::sandbox::place::{Place, PlaceError, Places};
 use crate::sandbox::pool::Demand;
-use crate::sandbox::verdict::{Evidence, decide};
+use crate::sandbox::verdict::{self, Evidence, decide};
 use crate::spec::{Ending, Exit, Figures, Frame, Limits, Phases, StopReason};
 use crate::sys::{SysError, failed, in_one_line};
 
@@ -112,7 +113,8 @@ impl Launcher {
     pub(super) fn dispatch(&mut self, launch: Launch) -> Result<(), SysError> {
         self.last_dispatch = Instant::now();
         self.demand.note(&launch.spec.frame, &launch.spec.limits);
-        if self.waiting.is_empty() { self.try_dispatch(launch).map(drop) } else { self.wait_for_place(launch) }
+        let has_place = launch.lent.is_some() || self.waiting.is_empty();
+        if has_place { self.try_dispatch(launch).map(drop) } else { self.wait_for_place(launch) }
     }
 
     /// Tries again for commands that wait for a place.
@@ -154,7 +156,7 @@ impl Launcher {
         self.tell_unstarted(launch.token, Ending::Failed { reason, retryable: true })
     }
 
-    fn tell_unstarted(&self, token: u64, ending: Ending) -> Result<(), SysError> {
+    pub(super) fn tell_unstarted(&self, token: u64, ending: Ending) -> Result<(), SysError> {
         let (figures, phases) = (Figures::default(), Phases::default());
         self.tell_exit(token, Exit { ending, detail: String::new(), figures, phases, left_out: Vec::new() })
     }
@@ -162,7 +164,8 @@ impl Launcher {
     /// A warm sandbox, with the limits of this command, or a new one.
     fn sandbox_for(&mut self, launch: &Launch) -> Result<u64, StartFailure> {
         let (frame, limits) = (&launch.spec.frame, &launch.spec.limits);
-        let Some(number) = self.find_warm(frame) else {
+        let given_back = launch.lent.and_then(|number| self.take_back(number, frame));
+        let Some(number) = given_back.or_else(|| self.find_warm(frame)) else {
             let number = self.make(frame, limits, false)?;
             self.cold_starts += 1;
             return Ok(number);
@@ -170,6 +173,7 @@ impl Launcher {
         let sandbox = self.sandboxes.get_mut(&number).ok_or(StartFailure::Lost)?;
         sandbox.phases = Phases { warm: true, ..Phases::default() };
         sandbox.place.group.limit(limits)?;
+        sandbox.limits = limits.clone();
         sandbox.place.group.begin()?;
         self.warm_hits += 1;
         Ok(number)
@@ -205,12 +209,13 @@ impl Launcher {
         send(control_of_zygote, &request, &descriptors).map_err(failed("ask", "a zygote"))?;
         let sandbox = Sandbox {
             frame: frame.clone(),
+            limits: limits.clone(),
+            holder: Holder::Launcher,
             place,
             zygote,
             control,
             process: None,
             pid: 0,
-            badness: None,
             undelivered: None,
             phases: Phases::default(),
             is_prepared: false,
@@ -229,7 +234,10 @@ impl Launcher {
                 Err(PlaceError::Full(_)) if self.tear_one_down() => {}
                 Err(PlaceError::Full(most)) if !in_background => {
                     let idle = self.sandboxes.iter().find(|(_, sandbox)| sandbox.is_idle());
-                    let number = idle.map(|(number, _)| *number).ok_or(PlaceError::Full(most))?;
+                    let Some(number) = idle.map(|(number, _)| *number) else {
+                        self.recall_any()?;
+                        return Err(PlaceError::Full(most).into());
+                    };
                     self.discard(number)?;
                 }
                 other => return Ok(other?),
@@ -270,15 +278,16 @@ impl Launcher {
     /// What pid 1 of a sandbox says. After its last word nothing of the command is left, so that the end is told
     /// without waiting for pid 1 itself.
     pub(super) fn hear_init(&mut self, number: u64, reply: InitReply) -> Result<(), SysError> {
-        let Some(sandbox) = self.sandboxes.get_mut(&number) else { return Ok(()) };
+        let Some(sandbox) = self.sandboxes.get_mut(&number).filter(|sandbox| !sandbox.is_spent) else { return Ok(()) };
         match (reply, &mut sandbox.run) {
             (InitReply::Ready { phases }, run) => {
                 sandbox.is_prepared = true;
                 sandbox.held = hold_namespaces(sandbox.pid);
                 if run.is_some() {
                     sandbox.phases = Phases { clone_us: sandbox.phases.clone_us, ..phases };
+                    return Ok(());
                 }
-                return Ok(());
+                return self.lend(number);
             }
             (InitReply::Failed { reason, retryable }, Some(run)) => run.evidence.word = Some(Err((reason, retryable))),
             (InitReply::Finished(finished), Some(run)) => {
@@ -291,21 +300,28 @@ impl Launcher {
         self.tell_end(number)
     }
 
+    /// The conversation with pid 1 of a sandbox, unless only the service may hear it.
     pub(super) fn control_of(&self, number: u64) -> Option<BorrowedFd<'_>> {
-        self.sandboxes.get(&number).map(|sandbox| sandbox.control.as_fd())
+        let sandbox = self.sandboxes.get(&number).filter(|sandbox| sandbox.holder == Holder::Launcher);
+        sandbox.map(|sandbox| sandbox.control.as_fd())
     }
 
     /// The sandbox's pid 1 is dead, and so is everything in it.
     pub(super) fn died(&mut self, number: u64) -> Result<(), SysError> {
-        let Some(sandbox) = self.sandboxes.get(&number) else { return Ok(()) };
-        if let Some(process) = &sandbox.process {
+        let Some(sandbox) = self.sandboxes.get_mut(&number) else { return Ok(()) };
+        if let Some(process) = sandbox.process.take() {
             reap_process(process.as_fd())?;
+        }
+        if sandbox.holder != Holder::Launcher && sandbox.run.is_none() {
+            // The service says what became of it: it may have heard pid 1's last word.
+            sandbox.is_spent = true;
+            return Ok(());
         }
         self.conclude(number)
     }
 
     /// Tells how a dead sandbox ended, if that was not told before, and puts what is left of it aside.
-    fn conclude(&mut self, number: u64) -> Result<(), SysError> {
+    pub(super) fn conclude(&mut self, number: u64) -> Result<(), SysError> {
         self.tell_end(number)?;
         self.bury(number);
         Ok(())
@@ -315,16 +331,10 @@ impl Launcher {
     fn tell_end(&mut self, number: u64) -> Result<(), SysError> {
         let Some(sandbox) = self.sandboxes.get_mut(&number) else { return Ok(()) };
         sandbox.is_spent = true;
-        let Some(mut run) = sandbox.run.take() else { return Ok(()) };
-        let phases = sandbox.phases;
-        let figures = take_stock(sandbox, &mut run.evidence, run.began.elapsed());
-        let ending = decide(&run.evidence);
-        let (detail, left_out) = match run.evidence.word {
-            Some(Ok(finished)) => (finished.detail, finished.left_out),
-            _ => (String::new(), Vec::new()),
-        };
+        let Some(run) = sandbox.run.take() else { return Ok(()) };
+        let exit = verdict::conclude(run.evidence, sandbox.place.group.usage(), sandbox.phases, run.began.elapsed());
         self.numbers.remove(&run.token);
-        self.tell_exit(run.token, Exit { ending, detail, figures, phases, left_out })
+        self.tell_exit(run.token, exit)
     }
 
     fn tell_exit(&self, token: u64, exit: Exit) -> Result<(), SysError> {
@@ -373,35 +383,6 @@ impl Launcher {
         self.places
             .remove()
             .map_err(|error| failed("remove", "control groups")(std::io::Error::other(in_one_line(&error))))
-    }
-}
-
-/// Reads what a dead sandbox used; what the limits did goes into the evidence.
-fn take_stock(sandbox: &Sandbox, evidence: &mut Evidence, since_command: Duration) -> Figures {
-    let wall_us = match &evidence.word {
-        Some(Ok(finished)) => finished.wall_us,
-        // Pid 1 died before it could say.
-        _ => u64::try_from(since_command.as_micros()).unwrap_or(u64::MAX),
-    };
-    match sandbox.place.group.usage() {
-        Ok(usage) => {
-            evidence.oom_kills = usage.oom_kills;
-            evidence.pids_refused = usage.pids_refused;
-            Figures {
-                wall_us,
-                cpu_user_us: usage.cpu_user_us,
-                cpu_system_us: usage.cpu_system_us,
-                memory_peak_bytes: usage.memory_peak_bytes,
-                oom_kills: usage.oom_kills,
-                pids_refused: usage.pids_refused,
-                throttled_us: usage.throttled_us,
-            }
-        }
-        // Without its figures nobody can say why it ended.
-        Err(error) => {
-            evidence.word = Some(Err((in_one_line(&error), true)));
-            Figures { wall_us, ..Figures::default() }
-        }
     }
 }
 

@@ -9,7 +9,7 @@ use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use crate::sandbox::handshake::{InitRequest, Start, send};
 use crate::sandbox::place::Place;
 use crate::sandbox::verdict::Evidence;
-use crate::spec::{Frame, Phases, SandboxSpec, StopReason};
+use crate::spec::{Frame, Limits, Phases, SandboxSpec, StopReason};
 use crate::sys::{SysError, failed};
 
 /// How long pid 1 may take to bring a stopped command to its end before all is killed.
@@ -24,19 +24,32 @@ pub(super) struct Launch {
     pub(super) has_files: bool,
     pub(super) has_artifacts: bool,
     pub(super) descriptors: Vec<OwnedFd>,
+    /// A sandbox that was lent and is given back, to be used.
+    pub(super) lent: Option<u64>,
+}
+
+/// Who hears pid 1 of a sandbox, and decides what becomes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Holder {
+    Launcher,
+    /// It is lent.
+    Service,
+    /// It is lent, and was asked for.
+    Recalled,
 }
 
 /// A sandbox that is being prepared, waits for its command, or runs it.
 pub(super) struct Sandbox {
     pub(super) frame: Frame,
+    /// Those that are in force.
+    pub(super) limits: Limits,
+    pub(super) holder: Holder,
     pub(super) place: Place,
     pub(super) zygote: u64,
     pub(super) control: OwnedFd,
-    /// Once the zygote has made it.
+    /// Once the zygote has made it, and until it is dead.
     pub(super) process: Option<OwnedFd>,
     pub(super) pid: i32,
-    /// Lets pid 1 say whom the kernel shall kill first when memory ends.
-    pub(super) badness: Option<OwnedFd>,
     pub(super) undelivered: Option<Launch>,
     pub(super) phases: Phases,
     pub(super) is_prepared: bool,
@@ -58,6 +71,17 @@ pub(super) struct Run {
     pub(super) kill_at: Option<Instant>,
 }
 
+impl Run {
+    /// A run that begins now, with so much processor time.
+    pub(super) fn new(token: u64, cpu_time_ms: u64, cpu_milli: u32) -> Run {
+        let cpu_time = Duration::from_millis(cpu_time_ms);
+        let cpu_cores = f64::from(cpu_milli.max(1)) / 1000.0;
+        let began = Instant::now();
+        let look_at = began + cpu_time.div_f64(cpu_cores).max(CPU_LOOK_MIN);
+        Run { token, evidence: Evidence::default(), began, cpu_time, cpu_cores, look_at, kill_at: None }
+    }
+}
+
 impl Sandbox {
     /// Asks pid 1 to end its command; what does not follow is killed after a grace.
     pub(super) fn stop(&mut self, reason: StopReason) {
@@ -77,13 +101,13 @@ impl Sandbox {
         self.process = Some(process);
         let path = format!("/proc/{pid}/oom_score_adj");
         let badness = File::options().write(true).open(&path).map_err(failed("open", path))?;
-        self.badness = Some(OwnedFd::from(badness));
+        send(&self.control, &InitRequest::Badness, &[badness.as_fd()]).map_err(failed("equip", "a sandbox"))?;
         self.deliver()
     }
 
     /// Whether it could take a command at once.
     pub(super) fn is_idle(&self) -> bool {
-        self.is_unused() && self.is_prepared
+        self.is_unused() && self.is_prepared && self.holder == Holder::Launcher
     }
 
     /// Whether it has had no command yet.
@@ -94,34 +118,20 @@ impl Sandbox {
     /// Gives the sandbox its command, now or as soon as it is born.
     pub(super) fn command(&mut self, launch: Launch) -> Result<(), SysError> {
         let limits = &launch.spec.limits;
-        let cpu_time = Duration::from_millis(limits.cpu_time_ms);
-        let cpu_cores = f64::from(limits.cpu_milli) / 1000.0;
-        let began = Instant::now();
-        let look_at = began + cpu_time.div_f64(cpu_cores).max(CPU_LOOK_MIN);
-        let token = launch.token;
-        self.run =
-            Some(Run { token, evidence: Evidence::default(), began, cpu_time, cpu_cores, look_at, kill_at: None });
+        self.run = Some(Run::new(launch.token, limits.cpu_time_ms, limits.cpu_milli));
         self.undelivered = Some(launch);
         self.deliver()
     }
 
     /// Sends a command that waits to pid 1, which may still be at work on the sandbox.
     fn deliver(&mut self) -> Result<(), SysError> {
-        let Some(badness) = &self.badness else { return Ok(()) };
+        if self.process.is_none() {
+            return Ok(());
+        }
         let Some(launch) = self.undelivered.take() else { return Ok(()) };
         let Launch { spec: SandboxSpec { command, limits, .. }, has_files, has_artifacts, descriptors, .. } = launch;
-        let start = InitRequest::Start(Box::new(Start {
-            argv: command.argv,
-            env: command.env,
-            cwd: command.cwd,
-            artifacts: command.artifacts,
-            wall_time_ms: limits.wall_time_ms,
-            open_files: limits.open_files,
-            file_bytes: limits.file_bytes,
-            has_files,
-            has_artifacts,
-        }));
-        let descriptors: Vec<BorrowedFd<'_>> = std::iter::once(badness).chain(&descriptors).map(AsFd::as_fd).collect();
+        let start = InitRequest::Start(Box::new(Start::new(command, &limits, has_files, has_artifacts)));
+        let descriptors: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
         send(&self.control, &start, &descriptors).map_err(failed("command", "a sandbox"))
     }
 

@@ -86,7 +86,7 @@ impl Launcher {
     }
 
     fn unborn_of(&self, zygote: u64) -> Vec<u64> {
-        let of_it = self.sandboxes.iter().filter(|(_, sandbox)| sandbox.zygote == zygote && sandbox.process.is_none());
+        let of_it = self.sandboxes.iter().filter(|(_, sandbox)| sandbox.zygote == zygote && sandbox.pid == 0);
         of_it.map(|(number, _)| *number).collect()
     }
 
