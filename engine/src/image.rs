@@ -8,4 +8,5 @@ pub mod digest;
 pub mod layer;
 pub mod manifest;
 pub mod reference;
+pub mod registry;
 pub mod store;
