@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use serde::Serialize;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 use super::config::{Config, ImageConfig};
 use super::digest::Digest;
@@ -22,13 +23,19 @@ use crate::runtime::{Runtime, RuntimeError};
 use crate::spec::LayerId;
 use blobs::Blobs;
 use index::Entry;
+pub use pull::{PullError, PullRequest, Pulled};
+pub use push::{PushError, PushRequest, Pushed};
 pub use refusal::ImportError;
+pub use transfer::{LayerState, Progress, Stop, UNPACKS_AT_ONCE};
 
 mod blobs;
 mod import;
 mod index;
 mod members;
+mod pull;
+mod push;
 mod refusal;
+mod transfer;
 
 /// Fewest hexadecimal digits that may stand for an image.
 const ID_PREFIX_MIN: usize = 12;
@@ -238,6 +245,10 @@ pub struct Store {
     /// writing while layers are removed.
     unnamed_layers: RwLock<()>,
     records: RwLock<Vec<Record>>,
+    /// What is being pulled.
+    flights: pull::Flights,
+    /// Held by whoever unpacks what is being pulled.
+    unpacks: Semaphore,
     /// Keeps other processes out; released when closed.
     _lock: File,
 }
@@ -281,6 +292,8 @@ impl Store {
             changes: Mutex::default(),
             unnamed_layers: RwLock::default(),
             records: RwLock::new(records),
+            flights: pull::Flights::default(),
+            unpacks: Semaphore::new(UNPACKS_AT_ONCE as usize),
             _lock: lock,
         })
     }
@@ -516,6 +529,7 @@ impl Contents {
         let parts = manifest.layers.iter().chain([&manifest.config]);
         let mut blobs: BTreeMap<_, _> = parts.map(|part| (part.digest.clone(), part.size)).collect();
         blobs.insert(entry.digest.clone(), entry.size);
+        blobs.extend(entry.origin.as_ref().and_then(|origin| origin.index.clone()));
         let layers = manifest.layers.iter().map(|layer| layer.digest.clone()).zip(diff_ids.iter().cloned()).collect();
         Contents { blobs, layers }
     }
@@ -552,8 +566,9 @@ fn find(records: &[Record], text: &str) -> Result<Found, ResolveError> {
 }
 
 fn with_digest(records: &[Record], digest: &Digest) -> Option<Found> {
-    let fitting: Vec<_> = (0..records.len()).filter(|&at| records[at].entry.digest == *digest).collect();
-    (!fitting.is_empty()).then(|| Found { digest: digest.clone(), records: fitting })
+    let first = records.iter().find(|record| record.entry.stands_for(digest))?.entry.digest.clone();
+    let fitting: Vec<_> = (0..records.len()).filter(|&at| records[at].entry.digest == first).collect();
+    Some(Found { digest: first, records: fitting })
 }
 
 fn find_name(records: &[Record], reference: &Reference) -> Result<Found, ResolveError> {
@@ -564,12 +579,13 @@ fn find_name(records: &[Record], reference: &Reference) -> Result<Found, Resolve
         // policy that looks at names could be led to another image by its digest.
         None => records.iter().position(|record| {
             let names_it = |name: &Reference| (name.domain(), name.path()) == (reference.domain(), reference.path());
-            record.entry.name.as_ref().is_some_and(names_it) && Some(&record.entry.digest) == reference.digest()
+            let is_pinned = reference.digest().is_some_and(|pin| record.entry.stands_for(pin));
+            record.entry.name.as_ref().is_some_and(names_it) && is_pinned
         }),
     };
     let at = found.ok_or_else(not_found)?;
     let digest = records[at].entry.digest.clone();
-    if reference.digest().is_some_and(|pin| *pin != digest) {
+    if reference.digest().is_some_and(|pin| !records[at].entry.stands_for(pin)) {
         return Err(ResolveError::Moved { reference: reference.to_string(), found: digest.to_string() });
     }
     Ok(Found { digest, records: vec![at] })
