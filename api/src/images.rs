@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ampoule_client::types::{self, ImageList, ImageRemoved, Problem};
 use ampoule_engine::image::reference::Reference;
+use ampoule_engine::image::registry::Registry;
 use ampoule_engine::image::store::{HeldImage, ImageSummary, ImportError, RemoveError, ResolveError, Store};
 use ampoule_engine::runtime::{Runtime, RuntimeError};
 use axum::Json;
@@ -25,6 +26,8 @@ use crate::problem::{
 };
 use crate::request::{Query, too_large};
 
+pub mod transfers;
+
 /// Imports under way at once; more are told to come back.
 const IMPORTS_MAX: usize = 2;
 /// Chunks of a body that wait for the store.
@@ -39,6 +42,8 @@ pub struct Images {
     runtime: Arc<dyn Runtime>,
     bytes_max: u64,
     imports: Arc<Semaphore>,
+    registry: Registry,
+    transfers: Arc<Semaphore>,
 }
 
 impl Images {
@@ -46,9 +51,16 @@ impl Images {
     ///
     /// # Errors
     /// The store cannot be used.
-    pub async fn open(state: &Path, runtime: Arc<dyn Runtime>, bytes_max: u64) -> io::Result<Images> {
+    pub async fn open(
+        state: &Path,
+        runtime: Arc<dyn Runtime>,
+        registry: Registry,
+        bytes_max: u64,
+    ) -> io::Result<Images> {
         let store = Arc::new(Store::open(state).map_err(io::Error::other)?);
-        let images = Images { store, runtime, bytes_max, imports: Arc::new(Semaphore::new(IMPORTS_MAX)) };
+        let (imports, transfers) = (Semaphore::new(IMPORTS_MAX), Semaphore::new(transfers::TRANSFERS_MAX));
+        let (imports, transfers) = (Arc::new(imports), Arc::new(transfers));
+        let images = Images { store, runtime, bytes_max, imports, registry, transfers };
         let reconciled = images.blocking(|images| images.store.reconcile(images.runtime.as_ref())).await?;
         let reconciled = reconciled.map_err(io::Error::other)?;
         let (removed, unpacked, damaged) =

@@ -27,7 +27,7 @@ use crate::{images, jobs, policies, system, tokens, uploads};
         jobs::routes::create, jobs::routes::create_batch, jobs::routes::list, jobs::routes::get, jobs::routes::cancel,
         jobs::routes::delete, jobs::routes::logs, jobs::routes::follow, jobs::routes::artifacts,
         jobs::routes::artifact, uploads::create,
-        images::list, images::import, images::get, images::remove,
+        images::list, images::import, images::transfers::pull, images::transfers::push, images::get, images::remove,
         policies::list,
         tokens::create, tokens::list, tokens::revoke,
         system::healthz, system::readyz, system::version, system::metrics, description,

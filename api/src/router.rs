@@ -36,6 +36,8 @@ pub fn router(app: App, entrance: Entrance) -> Router {
         .route("/v1/uploads", put(uploads::create))
         .route("/v1/images", get(images::list))
         .route("/v1/images/import", post(images::import))
+        .route("/v1/images/pull", post(images::transfers::pull))
+        .route("/v1/images/push", post(images::transfers::push))
         .route("/v1/images/{*reference}", get(images::get).delete(images::remove))
         .route("/v1/policies", get(policies::list))
         .route("/v1/tokens", get(tokens::list).post(tokens::create))

@@ -1,4 +1,4 @@
-//! `ampoule image`: bringing images in, listing and removing them.
+//! `ampoule image`: pulling, pushing, bringing images in, listing and removing them.
 
 use std::fs;
 use std::io::{self, Write};
@@ -12,13 +12,22 @@ use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
 
 use super::amount::shown_size;
-use super::{bundle, table};
+use super::{bundle, table, transfers};
 
 /// Letters of a digest that a table shows: `sha256:` and twelve digits.
 const DIGEST_LETTERS: usize = 19;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
+    /// Pull an image from a registry
+    #[command(after_help = "Logins are those of `docker login`: ~/.docker/config.json and its helpers.\n\n\
+        Examples:\n  ampoule image pull alpine\n  ampoule image pull ghcr.io/user/app:1 --quiet\n  \
+        ampoule image pull host:5000/x@sha256:...")]
+    Pull(transfers::PullArguments),
+    /// Push an image to a registry
+    #[command(after_help = "Logins are those of `docker login`: ~/.docker/config.json and its helpers.\n\n\
+        Examples:\n  ampoule image push host:5000/app:1\n  ampoule image push debian:12 ghcr.io/user/debian:12")]
+    Push(transfers::PushArguments),
     /// Import a root file system, what `docker save` writes, or an OCI layout
     #[command(after_help = "Examples:\n  ampoule image import rootfs.tar.zst --name debian:12\n  \
         docker save busybox | ampoule image import -\n  \
@@ -62,6 +71,8 @@ pub(super) struct ImportArguments {
 /// Does one of the commands.
 pub(super) async fn run(client: &Client, command: Command) -> Result<ExitCode> {
     match command {
+        Command::Pull(arguments) => transfers::pull(client, arguments).await?,
+        Command::Push(arguments) => transfers::push(client, arguments).await?,
         Command::Import(arguments) => import(client, &arguments).await?,
         Command::Ls { json, quiet } => list(client, json, quiet).await?,
         Command::Rm { images } => remove(client, &images).await?,
