@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use ampoule_engine::image::registry::Registry;
 use ampoule_engine::runtime::Runtime;
 use ampoule_plugins::Policies;
 use axum::extract::FromRef;
@@ -64,7 +65,8 @@ impl App {
         draining: Arc<AtomicBool>,
     ) -> Result<App, OpenError> {
         let metrics = Arc::new(Metrics::new());
-        let images = Images::open(&config.state, runtime.clone(), config.bodies.image_bytes_max).await;
+        let registry = Registry::new(config.registries.clone());
+        let images = Images::open(&config.state, runtime.clone(), registry, config.bodies.image_bytes_max).await;
         let images = images.map_err(OpenError::Images)?;
         let means = RunMeans {
             runtime: runtime.clone(),

@@ -20,10 +20,12 @@ mod images;
 mod inspect;
 mod jobs;
 mod keep;
+mod logins;
 mod policies;
 mod run;
 mod table;
 mod tokens;
+mod transfers;
 mod trees;
 
 /// How the exit codes of `run` are explained, in the help of every command that has them.
@@ -71,7 +73,7 @@ enum Command {
     Serve(Box<Flags>),
     /// Say what this machine has, and lacks, of all that jobs need
     Doctor(doctor::Arguments),
-    /// Bring images in, list and remove them
+    /// Pull, push and import images, list and remove them
     #[command(subcommand)]
     Image(images::Command),
     /// Run a command in a new sandbox and return its exit code

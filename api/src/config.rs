@@ -5,10 +5,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ampoule_engine::image::registry::RegistryConfig;
 use ampoule_plugins::{AdmissionLimits, RequestedLimits};
 use serde::Deserialize;
 
 use crate::limits;
+use crate::registries::{self, RegistriesError};
 
 /// The file that is read when no other is named and it exists.
 pub const CONFIG_FILE: &str = "/etc/ampoule/ampoule.toml";
@@ -64,6 +66,9 @@ pub struct Flags {
     /// Which policies are asked (policies.toml)
     #[arg(long, env = "AMPOULE_POLICIES", value_name = "FILE")]
     pub policies: Option<PathBuf>,
+    /// Which registries there are, their mirrors and logins (registries.toml)
+    #[arg(long, env = "AMPOULE_REGISTRIES", value_name = "FILE")]
+    pub registries: Option<PathBuf>,
     /// Jobs that run at once [default: two for each processor]
     #[arg(long, env = "AMPOULE_CONCURRENCY", value_name = "N")]
     pub concurrency: Option<u32>,
@@ -94,6 +99,7 @@ struct Written {
     state: Option<PathBuf>,
     user: Option<String>,
     policies: Option<PathBuf>,
+    registries: Option<PathBuf>,
     concurrency: Option<u32>,
     queue: Option<u32>,
     warm: Option<u32>,
@@ -163,6 +169,8 @@ pub struct Config {
     pub user: Option<String>,
     /// `policies.toml`; without it every job is admitted.
     pub policies: Option<PathBuf>,
+    /// How registries are reached.
+    pub registries: RegistryConfig,
     /// Jobs that run at once.
     pub concurrency: u32,
     /// Jobs that may wait.
@@ -275,6 +283,9 @@ pub enum ConfigError {
         /// What is wrong with its value.
         problem: String,
     },
+    /// The registries cannot be used.
+    #[error(transparent)]
+    Registries(#[from] RegistriesError),
     /// TCP without TLS.
     #[error(
         "tcp on {listen} has no TLS\nhint: name tls_certificate and tls_key, or allow_insecure_loopback on a loopback address"
@@ -334,6 +345,11 @@ fn mean(written: Written, flags: &Flags) -> Result<Config, ConfigError> {
         tcp: mean_tcp(written.tcp, flags)?,
         user: flags.user.clone().or(written.user),
         policies: flags.policies.clone().or(written.policies),
+        registries: flags
+            .registries
+            .as_ref()
+            .or(written.registries.as_ref())
+            .map_or_else(no_registries, |file| registries::load(file))?,
         concurrency,
         queue: positive("queue", flags.queue.or(written.queue).unwrap_or(10_000))?,
         warm: flags.warm.or(written.warm).unwrap_or(concurrency),
@@ -351,6 +367,11 @@ fn mean(written: Written, flags: &Flags) -> Result<Config, ConfigError> {
         limits_default,
         limits_ceiling,
     })
+}
+
+/// Without a file, every registry is asked by its own name.
+fn no_registries() -> Result<RegistryConfig, RegistriesError> {
+    Ok(RegistryConfig::default())
 }
 
 fn mean_socket(written: WrittenSocket, flags: &Flags) -> Result<Socket, ConfigError> {

@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use ampoule_engine::image::registry::Registry;
 use ampoule_engine::image::store::{HeldImage, ResolveError, Store};
 use ampoule_engine::runtime::Runtime;
 use tokio::sync::Semaphore;
@@ -17,6 +18,7 @@ pub mod intake;
 pub mod removal;
 pub mod save;
 pub mod tags;
+pub mod transfers;
 pub mod trees;
 
 /// Imports under way at once; more are told to come back.
@@ -32,6 +34,8 @@ pub struct Images {
     bytes_max: u64,
     imports: Arc<Semaphore>,
     saves: Arc<Semaphore>,
+    registry: Registry,
+    transfers: Arc<Semaphore>,
 }
 
 impl Images {
@@ -39,10 +43,23 @@ impl Images {
     ///
     /// # Errors
     /// The store cannot be used.
-    pub async fn open(state: &Path, runtime: Arc<dyn Runtime>, bytes_max: u64) -> io::Result<Images> {
+    pub async fn open(
+        state: &Path,
+        runtime: Arc<dyn Runtime>,
+        registry: Registry,
+        bytes_max: u64,
+    ) -> io::Result<Images> {
         let store = Arc::new(Store::open(state).map_err(io::Error::other)?);
-        let (imports, saves) = (Arc::new(Semaphore::new(IMPORTS_MAX)), Arc::new(Semaphore::new(SAVES_MAX)));
-        let images = Images { store, runtime, bytes_max, imports, saves };
+        let permits = |most| Arc::new(Semaphore::new(most));
+        let images = Images {
+            store,
+            runtime,
+            bytes_max,
+            imports: permits(IMPORTS_MAX),
+            saves: permits(SAVES_MAX),
+            registry,
+            transfers: permits(transfers::TRANSFERS_MAX),
+        };
         let reconciled = images.blocking(|images| images.store.reconcile(images.runtime.as_ref())).await?;
         let reconciled = reconciled.map_err(io::Error::other)?;
         let (removed, unpacked, damaged) =

@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod openapi;
 pub mod policies;
 pub mod problem;
+pub mod registries;
 pub mod request;
 pub mod router;
 pub mod serve;

@@ -78,6 +78,16 @@ kinds! {
     IMAGE_DAMAGED = CONFLICT "image-damaged" "The image is damaged";
     /// The archive is no image.
     INVALID_IMAGE = UNPROCESSABLE_ENTITY "invalid-image" "The archive cannot be imported";
+    /// The registry does not let whoever asks do this.
+    REGISTRY_DENIED = FORBIDDEN "registry-denied" "The registry does not allow it";
+    /// The tag leads elsewhere than it is pinned to.
+    TAG_MOVED = CONFLICT "tag-moved" "The tag was moved";
+    /// The registry asks to wait.
+    REGISTRY_LIMITED = TOO_MANY_REQUESTS "registry-limited" "The registry has had too many requests";
+    /// The registry failed, or cannot be reached.
+    REGISTRY_FAILED = BAD_GATEWAY "registry-failed" "The registry failed";
+    /// The disk is full.
+    STORAGE_FULL = INSUFFICIENT_STORAGE "storage-full" "There is no room left";
     /// The queue is full.
     QUEUE_FULL = TOO_MANY_REQUESTS "queue-full" "The queue is full";
     /// Something broke.

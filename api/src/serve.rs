@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use ampoule_engine::image::store::UNPACKS_AT_ONCE;
 use ampoule_engine::isolation::users::become_user;
 use ampoule_engine::sandbox::client::Client;
 use ampoule_engine::sandbox::launcher::{self, LauncherConfig, LauncherHandle, StartError};
@@ -148,7 +149,7 @@ fn prepare(config: &Config) -> Result<Prepared, ServeError> {
         uid,
         gid,
         warm_sandboxes: config.warm,
-        sandboxes_max: config.concurrency.saturating_add(config.warm).saturating_add(1),
+        sandboxes_max: config.concurrency.saturating_add(config.warm).saturating_add(1 + UNPACKS_AT_ONCE),
         // The kernel counts processor time in whole seconds.
         work_times: launcher::WorkTimes {
             cpu_seconds: config.work_cpu_time.as_secs().max(1),

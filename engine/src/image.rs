@@ -8,5 +8,6 @@ pub mod digest;
 pub mod layer;
 pub mod manifest;
 pub mod reference;
+pub mod registry;
 pub mod store;
 pub mod tree;

@@ -69,8 +69,22 @@ impl Connection {
     ///
     /// # Errors
     /// The connection ended early, or what came is not HTTP.
-    pub fn stream(mut self, method: &str, target: &str, headers: &[(&str, &str)]) -> io::Result<Streaming> {
-        self.write(method, target, headers, b"")?;
+    pub fn stream(self, method: &str, target: &str, headers: &[(&str, &str)]) -> io::Result<Streaming> {
+        self.stream_body(method, target, headers, b"")
+    }
+
+    /// Sends a request with a body, and hands that of the answer on as it comes.
+    ///
+    /// # Errors
+    /// The connection ended early, or what came is not HTTP.
+    pub fn stream_body(
+        mut self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> io::Result<Streaming> {
+        self.write(method, target, headers, body)?;
         let (status, headers) = self.read_head()?;
         let length = BodyLength::of(status, &headers)?;
         Ok(Streaming { status, headers, body: Body { stream: self.stream, length } })

@@ -2,9 +2,11 @@
 //! before and after. Nothing of this is linked with the product.
 
 pub mod archive;
+pub mod distribution;
 pub mod events;
 pub mod host;
 pub mod http;
+pub mod registry;
 pub mod service;
 
 use std::env;

@@ -1,4 +1,4 @@
-//! `ampoule image`: bringing images in and out, naming, looking at and removing them.
+//! `ampoule image`: pulling and pushing, bringing images in and out, naming, looking at and removing them.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 
 use super::amount::shown_size;
-use super::{table, trees};
+use super::{table, transfers, trees};
 
 mod archives;
 mod progress;
@@ -18,6 +18,15 @@ mod show;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
+    /// Pull an image from a registry
+    #[command(after_help = "Logins are those of `docker login`: ~/.docker/config.json and its helpers.\n\n\
+        Examples:\n  ampoule image pull alpine\n  ampoule image pull ghcr.io/user/app:1 --quiet\n  \
+        ampoule image pull host:5000/x@sha256:...")]
+    Pull(transfers::PullArguments),
+    /// Push an image to a registry
+    #[command(after_help = "Logins are those of `docker login`: ~/.docker/config.json and its helpers.\n\n\
+        Examples:\n  ampoule image push host:5000/app:1\n  ampoule image push debian:12 ghcr.io/user/debian:12")]
+    Push(transfers::PushArguments),
     /// Make an image of a root file system; takes image archives as well
     #[command(after_help = "Examples:\n  ampoule image import rootfs.tar.zst --name debian:12\n  \
         mmdebstrap --variant=minbase bookworm - | ampoule image import - --name debian:12\n  \
@@ -132,6 +141,8 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<ExitCode> {
         Command::Export(arguments) => trees::export(client, &arguments).await?,
         Command::Diff(arguments) => trees::diff(client, &arguments).await?,
         Command::Verify(arguments) => return trees::verify(client, &arguments).await,
+        Command::Pull(arguments) => transfers::pull(client, arguments).await?,
+        Command::Push(arguments) => transfers::push(client, arguments).await?,
         Command::Inspect { image } => {
             writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&client.image(&image).await?)?)?;
         }

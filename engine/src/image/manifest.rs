@@ -13,6 +13,8 @@ pub const MANIFEST_BYTES_MAX: u64 = 4 << 20;
 pub const CONFIG_BYTES_MAX: u64 = 8 << 20;
 /// The media type of a manifest that we write.
 pub const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+/// The media type of a list of manifests.
+pub const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 /// The media type of a config that we write.
 pub const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 
@@ -45,6 +47,8 @@ pub struct IndexEntry {
     pub content: Content,
     /// `os/architecture`, if it says.
     pub platform: Option<String>,
+    /// Which machines of the architecture, as in `v3`, if it says.
+    pub variant: Option<String>,
     /// The name that it has, of those that archives use: containerd's full one, or that of the image layout.
     pub name: Option<String>,
 }
@@ -139,7 +143,8 @@ fn index_entry(descriptor: &Descriptor) -> Result<IndexEntry, ManifestError> {
     let annotation =
         |key: &str| descriptor.annotations().as_ref().and_then(|annotations| annotations.get(key)).cloned();
     let name = annotation("io.containerd.image.name").or_else(|| annotation(oci_spec::image::ANNOTATION_REF_NAME));
-    Ok(IndexEntry { content: content(descriptor)?, platform, name })
+    let variant = descriptor.platform().as_ref().and_then(|platform| platform.variant().clone());
+    Ok(IndexEntry { content: content(descriptor)?, platform, variant, name })
 }
 
 fn content(descriptor: &Descriptor) -> Result<Content, ManifestError> {

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 use super::config::{Config, ImageConfig};
 use super::digest::Digest;
@@ -30,11 +31,14 @@ use index::Entry;
 pub use lease::{Lease, LeaseError, LeaseKind};
 pub use names::{TagError, Tagged};
 pub use prune::{Kept, PruneError, PrunePlan, PruneRequest, Pruned};
+pub use pull::{PullError, PullRequest, Pulled};
+pub use push::{PushError, PushRequest, Pushed};
 pub use refusal::ImportError;
 pub use removal::{RemoveError, Removed};
 pub use save::{ArchiveFormat, SaveError, Saving};
 use sizes::Sizes;
 pub use stock::{DiskUsage, ImageUsage, Reclaimable};
+pub use transfer::{LayerState, Progress, Stop, UNPACKS_AT_ONCE};
 pub use usage::{Account, Share};
 pub use verify::{Verified, VerifiedImage, VerifyError, VerifyOptions};
 
@@ -47,11 +51,14 @@ mod lease;
 mod members;
 mod names;
 mod prune;
+mod pull;
+mod push;
 mod refusal;
 mod removal;
 mod save;
 mod sizes;
 mod stock;
+mod transfer;
 mod unpacking;
 mod usage;
 mod verify;
@@ -251,6 +258,10 @@ pub struct Store {
     /// writing while layers are removed.
     unnamed_layers: RwLock<()>,
     records: RwLock<Vec<Record>>,
+    /// What is being pulled.
+    flights: pull::Flights,
+    /// Held by whoever unpacks what is being pulled.
+    unpacks: Semaphore,
     /// Keeps other processes out; released when closed.
     _lock: File,
 }
@@ -297,6 +308,8 @@ impl Store {
             changes: Mutex::new(Leases { blobs: HashMap::new(), layers: HashMap::new(), standing }),
             unnamed_layers: RwLock::default(),
             records: RwLock::new(records),
+            flights: pull::Flights::default(),
+            unpacks: Semaphore::new(UNPACKS_AT_ONCE as usize),
             _lock: lock,
         })
     }
@@ -467,6 +480,7 @@ impl Contents {
         let parts = manifest.layers.iter().chain([&manifest.config]);
         let mut blobs: BTreeMap<_, _> = parts.map(|part| (part.digest.clone(), part.size)).collect();
         blobs.insert(entry.digest.clone(), entry.size);
+        blobs.extend(entry.origin.as_ref().and_then(|origin| origin.index.clone()));
         let layers = manifest.layers.iter().map(|layer| layer.digest.clone()).zip(diff_ids.iter().cloned()).collect();
         Contents { blobs, layers }
     }
@@ -542,8 +556,9 @@ fn find(records: &[Record], text: &str) -> Result<Found, ResolveError> {
 }
 
 fn with_digest(records: &[Record], digest: &Digest) -> Option<Found> {
-    let fitting: Vec<_> = (0..records.len()).filter(|&at| records[at].entry.digest == *digest).collect();
-    (!fitting.is_empty()).then(|| Found { digest: digest.clone(), records: fitting })
+    let first = records.iter().find(|record| record.entry.stands_for(digest))?.entry.digest.clone();
+    let fitting: Vec<_> = (0..records.len()).filter(|&at| records[at].entry.digest == first).collect();
+    Some(Found { digest: first, records: fitting })
 }
 
 fn find_name(records: &[Record], reference: &Reference) -> Result<Found, ResolveError> {
@@ -554,12 +569,13 @@ fn find_name(records: &[Record], reference: &Reference) -> Result<Found, Resolve
         // policy that looks at names could be led to another image by its digest.
         None => records.iter().position(|record| {
             let names_it = |name: &Reference| (name.domain(), name.path()) == (reference.domain(), reference.path());
-            record.entry.name.as_ref().is_some_and(names_it) && Some(&record.entry.digest) == reference.digest()
+            let is_pinned = reference.digest().is_some_and(|pin| record.entry.stands_for(pin));
+            record.entry.name.as_ref().is_some_and(names_it) && is_pinned
         }),
     };
     let at = found.ok_or_else(not_found)?;
     let digest = records[at].entry.digest.clone();
-    if reference.digest().is_some_and(|pin| *pin != digest) {
+    if reference.digest().is_some_and(|pin| !records[at].entry.stands_for(pin)) {
         return Err(ResolveError::Moved { reference: reference.to_string(), found: digest.to_string() });
     }
     Ok(Found { digest, records: vec![at] })

@@ -323,6 +323,8 @@ impl Runtime for Client {
             let (sender, answer) = oneshot::channel();
             let token = self.shared.token(Waiting::Unpack(sender))?;
             self.shared.ask(token, &Request::Unpack { token }, &[archive.as_fd()]).await?;
+            // It may be a pipe: whoever writes to it has to see when the worker, its only reader then, is gone.
+            drop(archive);
             let unpacked = answer.await.map_err(|_| RuntimeError::Gone)?.map_err(RuntimeError::Layer)?;
             let UnpackedLayer { layer, tar_bytes, entries, skipped } = unpacked;
             Ok(Unpacked { layer, tar_bytes, entries, skipped })

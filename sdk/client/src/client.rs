@@ -29,6 +29,7 @@ mod endpoint;
 mod images;
 mod sse;
 mod tls;
+mod transfer;
 mod trees;
 
 pub use connection::ConnectionError;
@@ -36,6 +37,7 @@ pub use endpoint::{Endpoint, EndpointError};
 pub use images::{ImageQuery, PruneQuery};
 pub use sse::{DATA_BYTES_MAX, LINE_BYTES_MAX, SseError, SseEvent, SseParser};
 pub use tls::TlsError;
+pub use transfer::Transfer;
 
 use connection::{Body, Pool};
 
@@ -344,8 +346,12 @@ impl Client {
 
     /// Sends a request whose answer is read piece by piece; its connection is not used again.
     async fn download(&self, call: Call) -> Result<Download, ClientError> {
+        self.download_of(call, empty(), None).await
+    }
+
+    async fn download_of(&self, call: Call, body: Body, length: Option<u64>) -> Result<Download, ClientError> {
         let (name, after) = (call.name(), call.answer_time);
-        let request = self.request(call, empty(), None)?;
+        let request = self.request(call, body, length)?;
         let (response, _) = timeout(after, self.pool.send(request))
             .await
             .map_err(|_| ClientError::Silent { request: name.clone(), after })??;
@@ -369,6 +375,9 @@ impl Client {
         }
         if let Some(after) = call.after {
             request = request.header("last-event-id", after);
+        }
+        if let Some(login) = call.login {
+            request = request.header("x-registry-auth", login);
         }
         if let Some(authorization) = &self.authorization {
             request = request.header(AUTHORIZATION, authorization.clone());
@@ -445,6 +454,8 @@ struct Call {
     accept: &'static str,
     content_type: &'static str,
     after: Option<String>,
+    /// Who asks, to a registry behind the service.
+    login: Option<HeaderValue>,
     answer_time: Duration,
 }
 
@@ -456,6 +467,7 @@ impl Call {
             accept: "*/*",
             content_type: "",
             after: None,
+            login: None,
             answer_time: ANSWER_TIME_MAX,
         }
     }

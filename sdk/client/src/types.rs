@@ -6,6 +6,7 @@ pub mod job;
 pub mod policy;
 pub mod problem;
 pub mod system;
+pub mod transfer;
 pub mod tree;
 
 pub use image::{
@@ -21,4 +22,7 @@ pub use job::{
 pub use policy::{Decision, Denial, Outcome, Policy, PolicyList, PolicyWarning, Verdict};
 pub use problem::Problem;
 pub use system::{Health, Token, TokenCreated, TokenList, TokenRequest, Version};
+pub use transfer::{
+    LayerState, PullRequest, PullResult, PushRequest, PushResult, RegistryLogin, TransferEvent, TransferLayer,
+};
 pub use tree::{ChangeKind, FileFacts, FileKind, ImageChange, ImageDiff, Verification, VerifiedImage, VerifyRequest};

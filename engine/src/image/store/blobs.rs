@@ -64,7 +64,8 @@ impl Blobs {
         Ok(Blobs { folder, incoming, next_incoming: AtomicU64::new(0) })
     }
 
-    fn path(&self, digest: &Digest) -> PathBuf {
+    /// Where a blob is, or would be.
+    pub(super) fn path(&self, digest: &Digest) -> PathBuf {
         self.folder.join(digest.hex())
     }
 
@@ -138,11 +139,24 @@ impl Blobs {
 }
 
 impl Incoming {
-    /// Writes all that `source` gives, up to `bytes_max`, to a new file.
-    pub(super) fn receive(&self, source: &mut dyn Read, bytes_max: u64) -> Result<Arrived, ArrivalError> {
+    /// A new file to write to.
+    pub(super) fn draft(&self) -> Result<(PathBuf, File), StoreError> {
         self.files.set(self.files.get() + 1);
         let path = self.folder.join(self.files.get().to_string());
-        let mut file = File::create_new(&path).map_err(system("make", &path))?;
+        let file = File::create_new(&path).map_err(system("make", &path))?;
+        Ok((path, file))
+    }
+
+    /// Puts bytes aside that are in memory.
+    pub(super) fn keep(&self, bytes: &[u8]) -> Result<Arrived, StoreError> {
+        let (path, mut file) = self.draft()?;
+        file.write_all(bytes).map_err(system("write", &path))?;
+        Ok(Arrived { path, digest: Digest::of(bytes), size: bytes.len() as u64 })
+    }
+
+    /// Writes all that `source` gives, up to `bytes_max`, to a new file.
+    pub(super) fn receive(&self, source: &mut dyn Read, bytes_max: u64) -> Result<Arrived, ArrivalError> {
+        let (path, mut file) = self.draft()?;
         let mut hasher = Hasher::default();
         let mut buffer = vec![0; COPY_BUFFER_BYTES];
         loop {

@@ -484,7 +484,8 @@ impl Candidate {
 
     fn record(&self, name: Option<Reference>, imported_unix: Option<u64>, hold: Hold) -> Result<Record, ImportError> {
         let Arrived { digest, size, .. } = self.manifest_file.clone();
-        let entry = Entry { digest, size, media_type: self.manifest.media_type.clone(), name, imported_unix };
+        let media_type = self.manifest.media_type.clone();
+        let entry = Entry { digest, size, media_type, name, imported_unix, origin: None };
         let image =
             Image::assemble(&entry, &self.manifest, self.config.clone(), hold).map_err(ImportError::Mismatch)?;
         Ok(Record { entry, image: Ok(Arc::new(image)) })
@@ -506,7 +507,7 @@ fn layer_content(layer: &Arrived) -> Result<Content, ImportError> {
 }
 
 /// Keeps what an import needs from being removed until the image is in the list, or the import has failed.
-struct Lease<'store> {
+pub(super) struct Lease<'store> {
     store: &'store Store,
     blobs: Vec<Digest>,
     layers: Vec<LayerId>,
@@ -516,6 +517,10 @@ impl<'store> Lease<'store> {
     fn take(store: &'store Store, candidates: &[Candidate]) -> Lease<'store> {
         let blobs: Vec<_> = candidates.iter().flat_map(Candidate::files).map(|file| file.digest.clone()).collect();
         let layers: Vec<_> = candidates.iter().flat_map(|candidate| candidate.config.diff_ids.clone()).collect();
+        Lease::of(store, blobs, layers)
+    }
+
+    pub(super) fn of(store: &'store Store, blobs: Vec<Digest>, layers: Vec<LayerId>) -> Lease<'store> {
         let mut leases = store.leases();
         for blob in &blobs {
             *leases.blobs.entry(blob.clone()).or_default() += 1;

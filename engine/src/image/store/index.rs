@@ -24,6 +24,10 @@ const INDEX_FILE: &str = "index.json";
 const INDEX_BYTES_MAX: u64 = 64 << 20;
 /// The annotation that says when an image came into the store, in seconds since 1970.
 const IMPORTED_ANNOTATION: &str = "dev.ampoule.imported-unix";
+/// The annotation that says which repository it came from.
+const ORIGIN_ANNOTATION: &str = "dev.ampoule.origin";
+/// The annotation that says which list of manifests it was chosen from: digest and length.
+const INDEX_ANNOTATION: &str = "dev.ampoule.origin-index";
 
 /// One line of the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,9 +42,26 @@ pub(super) struct Entry {
     pub(super) name: Option<Reference>,
     /// When it came into the store, in seconds since 1970.
     pub(super) imported_unix: Option<u64>,
+    /// Where it came from, when that was a registry.
+    pub(super) origin: Option<Origin>,
+}
+
+/// Where an image came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Origin {
+    /// Registry and path.
+    pub(super) repository: String,
+    /// The list of manifests that it was chosen from, kept as it came, with its length in bytes.
+    pub(super) index: Option<(Digest, u64)>,
 }
 
 impl Entry {
+    /// Whether a digest means this image: that of its manifest, or of the list that the manifest was chosen from.
+    pub(super) fn stands_for(&self, digest: &Digest) -> bool {
+        let index = self.origin.as_ref().and_then(|origin| origin.index.as_ref());
+        self.digest == *digest || index.is_some_and(|(index, _)| index == digest)
+    }
+
     /// What people know the image by.
     pub(super) fn label(&self) -> String {
         self.name.as_ref().map_or_else(|| self.digest.to_string(), ToString::to_string)
@@ -81,7 +102,16 @@ fn entry(descriptor: &Descriptor) -> Result<Entry, String> {
             .transpose()
             .map_err(|error| error.to_string())?,
         imported_unix: annotation(IMPORTED_ANNOTATION).and_then(|text| text.parse().ok()),
+        origin: annotation(ORIGIN_ANNOTATION).map(|repository| Origin {
+            repository: repository.clone(),
+            index: annotation(INDEX_ANNOTATION).and_then(|text| index_of_origin(text)),
+        }),
     })
+}
+
+fn index_of_origin(text: &str) -> Option<(Digest, u64)> {
+    let (digest, size) = text.split_once(' ')?;
+    Some((Digest::parse(digest).ok()?, size.parse().ok()?))
 }
 
 /// Replaces the list. It is on disk when this returns; if it fails, the old one stands.
@@ -104,6 +134,11 @@ fn descriptor(entry: &Entry) -> Result<Descriptor, String> {
     let mut annotations = HashMap::new();
     annotations.extend(entry.name.as_ref().map(|name| (ANNOTATION_REF_NAME.to_owned(), name.canonical())));
     annotations.extend(entry.imported_unix.map(|seconds| (IMPORTED_ANNOTATION.to_owned(), seconds.to_string())));
+    if let Some(origin) = &entry.origin {
+        annotations.insert(ORIGIN_ANNOTATION.to_owned(), origin.repository.clone());
+        let index = origin.index.as_ref().map(|(digest, size)| format!("{digest} {size}"));
+        annotations.extend(index.map(|index| (INDEX_ANNOTATION.to_owned(), index)));
+    }
     let digest: oci_spec::image::Digest = entry.digest.to_string().parse().map_err(|error| format!("{error}"))?;
     let descriptor = DescriptorBuilder::default()
         .media_type(MediaType::from(entry.media_type.as_str()))
