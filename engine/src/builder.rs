@@ -6,5 +6,6 @@ pub mod dockerfile;
 pub mod expand;
 mod glob;
 pub mod ignore;
+pub mod plan;
 pub mod source;
 mod suggest;
