@@ -1,5 +1,6 @@
 //! Runs sandboxes and keeps images: everything that touches the kernel. Knows nothing of HTTP, jobs or policies.
 
+pub mod builder;
 pub mod image;
 pub mod isolation;
 pub mod probe;

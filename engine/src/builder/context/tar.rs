@@ -1,0 +1,81 @@
+//! A tar to entries. Its names are checked like those of any hostile archive.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+
+use super::{ContextError, Count, Entry, Kind, Limits, check, read};
+use crate::builder::ignore::Ignore;
+use crate::image::archive::{self, Reader};
+
+/// Permission bits with setuid, setgid and sticky.
+const MODE_BITS: u32 = 0o7777;
+/// Mode of folders that the tar implies.
+const FOLDER_MODE: u32 = 0o755;
+
+/// Lists all that is in a tar and not left out. What comes twice is what came last.
+///
+/// # Errors
+/// A tar that is none, a name that leads out, or a bound.
+pub(super) fn list(
+    input: impl Read,
+    ignored: &Ignore,
+    limits: Limits,
+) -> Result<BTreeMap<Vec<u8>, Entry>, ContextError> {
+    let bounds = archive::Limits { entries_max: limits.seen_max as u64, bytes_max: limits.bytes_max };
+    let mut reader = Reader::new(input, bounds);
+    let mut count = Count::new(limits);
+    let mut all: BTreeMap<Vec<u8>, Entry> = BTreeMap::new();
+    while let Some(mut entry) = reader.next_entry()? {
+        count.see()?;
+        let names = entry.head().components()?;
+        check(names.len() as u64, limits.depth_max as u64, "folders in each other")?;
+        let path = names.join(&b'/');
+        if path.is_empty() {
+            continue;
+        }
+        let head = entry.head().clone();
+        let mode = head.mode & MODE_BITS;
+        let kept = match head.kind {
+            archive::Kind::File => {
+                let kept = Entry::new(Kind::File, mode, head.size);
+                if !ignored.excludes(&String::from_utf8_lossy(&path)) {
+                    let digest = read(&mut entry, head.size, &path)?;
+                    let _ = kept.digest.set(digest);
+                }
+                kept
+            }
+            archive::Kind::Directory => Entry::new(Kind::Folder, mode, 0),
+            archive::Kind::Symlink { target } => Entry::new(Kind::Link { target }, 0o777, 0),
+            archive::Kind::HardLink { target } => {
+                let target = archive::split_path(&target)?.join(&b'/');
+                // A file that was left out was not read, so its other name is left out too.
+                match all.get(&target) {
+                    Some(first) if first.digest.get().is_some() => first.clone(),
+                    _ => continue,
+                }
+            }
+            archive::Kind::Fifo | archive::Kind::Device => Entry::new(Kind::Special, mode, 0),
+        };
+        count.keep(kept.size)?;
+        all.insert(path, kept);
+    }
+    Ok(filter(all, ignored))
+}
+
+/// What is not left out, with the folders above it.
+fn filter(all: BTreeMap<Vec<u8>, Entry>, ignored: &Ignore) -> BTreeMap<Vec<u8>, Entry> {
+    let is_kept = |path: &Vec<u8>| !ignored.excludes(&String::from_utf8_lossy(path));
+    let mut kept: BTreeSet<Vec<u8>> = BTreeSet::new();
+    for path in all.keys().filter(|path| is_kept(path)) {
+        let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(index, _)| index);
+        kept.extend(slashes.map(|slash| path[..slash].to_vec()));
+        kept.insert(path.clone());
+    }
+    let mut all = all;
+    kept.into_iter()
+        .map(|path| {
+            let entry = all.remove(&path).unwrap_or_else(|| Entry::new(Kind::Folder, FOLDER_MODE, 0));
+            (path, entry)
+        })
+        .collect()
+}
