@@ -188,8 +188,13 @@ impl Drop for Incoming {
 pub(super) fn write_atomically(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
     let (path, draft) = (folder.join(name), folder.join(format!(".{name}.new")));
     let mut file = File::create(&draft).map_err(system("make", &draft))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(system("write", &draft))?;
-    fs::rename(&draft, &path).map_err(system("rename", &path))?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all()).map_err(system("write", &draft));
+    let renamed = written.and_then(|()| fs::rename(&draft, &path).map_err(system("rename", &path)));
+    if let Err(error) = renamed {
+        // What a full disk has of it would only take room.
+        let _ = fs::remove_file(&draft);
+        return Err(error);
+    }
     sync_folder(folder)
 }
 

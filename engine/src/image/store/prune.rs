@@ -100,7 +100,7 @@ impl Store {
         request: &PruneRequest,
         expected: Option<&str>,
     ) -> Result<PrunePlan, PruneError> {
-        self.plan_prune(request);
+        self.measure(&self.records.read().unwrap_or_else(PoisonError::into_inner).clone());
         let _no_unnamed_layers = self.unnamed_layers.write().unwrap_or_else(PoisonError::into_inner);
         let leases = self.leases();
         let (plan, gone) = {

@@ -13,6 +13,8 @@ use crate::image::layer::{self, UnpackLimits};
 use crate::runtime::{Census, Input, Pending, Running, Unpacked};
 use crate::spec::SandboxSpec;
 
+mod local;
+
 /// Unpacks in this process; runs nothing.
 struct Unpacker {
     layers: PathBuf,
