@@ -552,7 +552,9 @@ fn a_login_is_not_sent_to_a_token_server_that_is_not_the_registry_s() {
     assert!(answer.status == 403 && problem.detail.contains("`localhost`"), "{problem:?}");
     assert!(problem.hint.is_some_and(|hint| hint.contains("realms")));
     assert_eq!(thief.contents.requests().len(), 0);
-    // Where the settings say that it belongs to the registry, it is asked.
+    // Where the settings say that it belongs to the registry, it is asked. What one service leaves is looked for while
+    // no other is there.
+    drop(service);
     let (service, _folder) = with_registries(&format!("[registry.'{}']\nrealms = ['localhost']\n", registry.host()));
     pull_as(&service, &name, Some(&login));
     assert_eq!(thief.contents.count(|request| request.basic().is_some()), 1);

@@ -31,6 +31,8 @@ use crate::spec::LayerId;
 
 /// How many lists of manifests may lead from one to the next.
 const INDEX_DEPTH_MAX: usize = 4;
+/// How the types of Docker's first format begin, which is signed JSON or not.
+const SCHEMA_ONE_PREFIX: &str = "application/vnd.docker.distribution.manifest.v1+";
 /// Pieces of a layer that wait for the disk.
 const CHUNKS_MAX: usize = 16;
 /// Bytes of a layer that wait for being unpacked.
@@ -570,7 +572,7 @@ async fn resolve(repository: &Repository, request: &PullRequest) -> Result<Resol
     let mut fetched = first;
     for _ in 0..=INDEX_DEPTH_MAX {
         let digest = fetched.digest.clone();
-        if fetched.media_type.contains("manifest.v1+") {
+        if fetched.media_type.starts_with(SCHEMA_ONE_PREFIX) {
             return Err(PullError::SchemaOne(reference.to_string()));
         }
         let document = manifest::parse(&fetched.bytes).map_err(|source| PullError::Manifest { digest, source })?;
