@@ -2,6 +2,8 @@
 
 use ampoule_client::types::{Ending, EndingKind};
 
+/// A check found something, as docker's does.
+pub(super) const CHECK_FAILED: u8 = 1;
 /// A limit of processes, output or disk.
 pub(super) const OTHER_LIMIT: u8 = 123;
 /// Out of time, as `timeout` of coreutils returns it.
