@@ -11,6 +11,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::config::{Config, Flags};
 
 mod amount;
+mod build;
 mod bundle;
 mod connect;
 mod doctor;
@@ -41,7 +42,7 @@ Exit codes of `run`:
   130    it was cancelled (Ctrl-C)
   137    it reached its memory limit, or was killed
 All other commands return 0, or 125 when they could not do what was asked;
-`doctor` returns 1 when no job can run.";
+`doctor` returns 1 when no job can run, `build --check` when there are warnings.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -76,6 +77,9 @@ enum Command {
     /// Pull, push and import images, list and remove them
     #[command(subcommand)]
     Image(images::Command),
+    /// Plan a build and check its Dockerfile; building itself is not there yet
+    #[command(after_help = build::EXAMPLES)]
+    Build(Box<build::Arguments>),
     /// Run a command in a new sandbox and return its exit code
     #[command(after_help = run::EXAMPLES, after_long_help = format!("{}\n\n{EXIT_CODES}", run::EXAMPLES))]
     Run(Box<run::Arguments>),
@@ -119,6 +123,7 @@ pub fn main() -> ExitCode {
         Command::Attempt(arguments) => doctor::attempt(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Completions { shell } => completions(shell),
+        Command::Build(arguments) => build::run(&arguments),
         Command::Policy(policies::Command::Check(arguments)) => policies::check(&arguments),
         command => talk(command, &cli.reach),
     };
@@ -169,6 +174,7 @@ fn talk(command: Command, reach: &connect::Reach) -> Result<ExitCode> {
             Command::Version => version(&client).await,
             Command::Serve(_)
             | Command::Doctor(_)
+            | Command::Build(_)
             | Command::Completions { .. }
             | Command::Attempt(_)
             | Command::Policy(policies::Command::Check(_)) => unreachable!("these are done without the service"),

@@ -4,6 +4,8 @@ use ampoule_client::types::{Ending, EndingKind};
 
 /// An image is damaged, or was.
 pub(super) const DAMAGED: u8 = 1;
+/// A check found something, as docker's does.
+pub(super) const CHECK_FAILED: u8 = 1;
 /// A limit of processes, output or disk.
 pub(super) const OTHER_LIMIT: u8 = 123;
 /// Out of time, as `timeout` of coreutils returns it.

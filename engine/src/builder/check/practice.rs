@@ -30,7 +30,7 @@ impl Case<'_> {
     }
 
     /// The FROM of a stage, by its index in the Dockerfile.
-    fn from_of(&self, stage: &Stage) -> Option<usize> {
+    fn start_of(&self, stage: &Stage) -> Option<usize> {
         let mut froms = self.dockerfile.instructions.iter().enumerate();
         let is_from = |(_, instruction): &(usize, &crate::builder::dockerfile::Instruction)| {
             matches!(instruction.command, Command::From(_))
@@ -41,7 +41,7 @@ impl Case<'_> {
     fn base(&mut self, stage: &Stage) {
         let Base::Image(image) = &stage.base else { return };
         let Some(reference) = image.parsed().filter(|reference| reference.digest().is_none()) else { return };
-        let Some(index) = self.from_of(stage) else { return };
+        let Some(index) = self.start_of(stage) else { return };
         let Command::From(from) = &self.dockerfile.instructions[index].command else { return };
         let span = from.base.span;
         let message = match reference.tag() {
@@ -114,7 +114,7 @@ impl Case<'_> {
             return;
         }
         let last = stage.steps.iter().rev().find(|step| matches!(step.action, Action::User(_)));
-        let Some(index) = last.map(|step| step.instruction).or_else(|| self.from_of(stage)) else { return };
+        let Some(index) = last.map(|step| step.instruction).or_else(|| self.start_of(stage)) else { return };
         let message = match (user, stage.is_base_known) {
             ("", false) => "The image runs as root, unless its base says otherwise",
             _ => "The image runs as root",
