@@ -255,14 +255,27 @@ impl Launcher {
         if !sandbox.phases.warm {
             sandbox.phases.clone_us = clone_us;
         }
-        if let Err(error) = sandbox.born(pid, process)
-            && let Some(run) = &mut sandbox.run
-        {
-            // Its death, which comes now if it has not come already, concludes it.
-            run.evidence.word = Some(Err((in_one_line(&error), true)));
-            run.kill_at = Some(Instant::now());
+        match (sandbox.born(pid, process), &mut sandbox.run) {
+            (Ok(()), _) => self.complete(number),
+            (Err(error), Some(run)) => {
+                // Its death, which comes now if it has not come already, concludes it.
+                run.evidence.word = Some(Err((in_one_line(&error), true)));
+                run.kill_at = Some(Instant::now());
+                Ok(())
+            }
+            // One that nobody waits for is not worth keeping.
+            (Err(_), None) => self.discard(number),
         }
-        Ok(())
+    }
+
+    /// Goes on with a sandbox that is both born and prepared; the one may be heard before the other.
+    fn complete(&mut self, number: u64) -> Result<(), SysError> {
+        let Some(sandbox) = self.sandboxes.get_mut(&number) else { return Ok(()) };
+        if !sandbox.is_prepared || sandbox.process.is_none() {
+            return Ok(());
+        }
+        sandbox.held = hold_namespaces(sandbox.pid);
+        if sandbox.run.is_some() { Ok(()) } else { self.lend(number) }
     }
 
     /// A sandbox that never came to be.
@@ -282,12 +295,10 @@ impl Launcher {
         match (reply, &mut sandbox.run) {
             (InitReply::Ready { phases }, run) => {
                 sandbox.is_prepared = true;
-                sandbox.held = hold_namespaces(sandbox.pid);
                 if run.is_some() {
                     sandbox.phases = Phases { clone_us: sandbox.phases.clone_us, ..phases };
-                    return Ok(());
                 }
-                return self.lend(number);
+                return self.complete(number);
             }
             (InitReply::Failed { reason, retryable }, Some(run)) => run.evidence.word = Some(Err((reason, retryable))),
             (InitReply::Finished(finished), Some(run)) => {

@@ -107,7 +107,7 @@ impl Sandbox {
 
     /// Whether it could take a command at once.
     pub(super) fn is_idle(&self) -> bool {
-        self.is_unused() && self.is_prepared && self.holder == Holder::Launcher
+        self.is_unused() && self.is_prepared && self.process.is_some() && self.holder == Holder::Launcher
     }
 
     /// Whether it has had no command yet.
