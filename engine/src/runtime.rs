@@ -8,8 +8,7 @@ use std::pin::Pin;
 
 use tokio::net::unix::pipe;
 
-use crate::image::layer::Skipped;
-use crate::spec::{Exit, LayerId, SandboxSpec, StopReason};
+use crate::spec::{Exit, LayerId, SandboxSpec, Skipped, StopReason};
 
 pub mod scripted;
 

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use ampoule_tests::{Service, ampoule_program};
 
@@ -79,6 +80,9 @@ fn a_job_can_be_left_running_followed_looked_at_and_stopped() {
     let id = text(&ampoule(&service, &["run", "--detach", "busybox", "--shell", "echo begun; sleep 1000"]).stdout);
     let id = id.trim();
     service.wait_for(id, |job| job.state == ampoule_client::types::JobState::Running);
+    while ampoule(&service, &["logs", id]).stdout.is_empty() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
     assert!(text(&ampoule(&service, &["ps"]).stdout).contains("running"));
     let cancelled = ampoule(&service, &["cancel", id]);
     assert!(cancelled.status.success(), "{}", text(&cancelled.stderr));

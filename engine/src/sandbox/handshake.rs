@@ -26,9 +26,10 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::image::layer::Skipped;
 use crate::isolation::cgroup::MeterTerms;
-use crate::spec::{Artifacts, Command, Exit, Frame, LayerId, LeftOut, Limits, Phases, SandboxSpec, StopReason};
+use crate::spec::{
+    Artifacts, Command, Exit, Frame, LayerId, LeftOut, Limits, Phases, SandboxSpec, Skipped, StopReason,
+};
 
 /// Largest message: a command of the largest size, its frame, and room for framing.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 256 * 1024;
