@@ -87,7 +87,6 @@ kinds! {
     /// The registry failed, or cannot be reached.
     REGISTRY_FAILED = BAD_GATEWAY "registry-failed" "The registry failed";
     /// The disk is full.
-    STORAGE_FULL = INSUFFICIENT_STORAGE "storage-full" "There is no room left";
     /// The queue is full.
     QUEUE_FULL = TOO_MANY_REQUESTS "queue-full" "The queue is full";
     /// Something broke.

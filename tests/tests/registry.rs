@@ -645,7 +645,7 @@ fn a_full_disk_ends_a_pull_with_a_clear_word_and_leaves_nothing() {
         let before = listing(&service);
         let answer = try_pull(&service, &format!("{}/app:large", registry.host()), None);
         let problem: Problem = answer.json();
-        assert_eq!((answer.status, problem.code.as_str()), (507, "storage-full"), "{problem:?}\n{}", service.log());
+        assert_eq!((answer.status, problem.code.as_str()), (507, "disk-full"), "{problem:?}\n{}", service.log());
         check_as_before(&service, &before);
         pull(&service, &format!("{}/app:small", registry.host()));
         service.kill(Signal::SIGTERM);

@@ -25,8 +25,8 @@ use tokio::task::JoinHandle;
 use super::document::document;
 use super::{Images, told, unresolved};
 use crate::problem::{
-    BUSY, DRAINING, INVALID_HEADER, INVALID_IMAGE, Kind, NO_IMAGE, REGISTRY_DENIED, REGISTRY_FAILED, REGISTRY_LIMITED,
-    Refused, STORAGE_FULL, TAG_MOVED,
+    BUSY, DISK_FULL, DRAINING, INVALID_HEADER, INVALID_IMAGE, Kind, NO_IMAGE, REGISTRY_DENIED, REGISTRY_FAILED,
+    REGISTRY_LIMITED, Refused, TAG_MOVED,
 };
 use crate::request::JsonBody;
 
@@ -291,7 +291,7 @@ fn unpulled(error: &PullError) -> Refused {
         PullError::Store(store) => unstored(store),
         PullError::Unpack { source: RuntimeError::Gone | RuntimeError::System { .. }, .. } => Refused::internal(error),
         PullError::Unpack { source: RuntimeError::Layer(problem), .. } if problem.contains("No space left") => {
-            told(STORAGE_FULL, error)
+            told(DISK_FULL, error)
         }
         PullError::Stopped => Refused::new(DRAINING, error.to_string()),
         PullError::Corrupt { .. } => told(REGISTRY_FAILED, error),
@@ -328,7 +328,7 @@ fn unregistered(error: &dyn std::error::Error, registry: &RegistryError) -> Refu
 fn unstored(error: &StoreError) -> Refused {
     match error {
         StoreError::System { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
-            Refused::new(STORAGE_FULL, "there is no room left for the image on the service's disk")
+            Refused::new(DISK_FULL, "there is no room left for the image on the service's disk")
                 .hint("remove images that nobody needs: `ampoule image rm`")
         }
         error => Refused::internal(error),

@@ -26,7 +26,7 @@ use crate::image::digest::{Digest, Hasher};
 use crate::image::manifest::{self, CONFIG_BYTES_MAX, Content, Document, IndexEntry, Manifest, ManifestError};
 use crate::image::reference::Reference;
 use crate::image::registry::{Credentials, Errand, Fetched, Registry, RegistryError, Repository};
-use crate::runtime::{Runtime, RuntimeError};
+use crate::runtime::{Runtime, RuntimeError, Unpacked};
 use crate::spec::LayerId;
 
 /// How many lists of manifests may lead from one to the next.
@@ -188,6 +188,8 @@ struct Means<'pull> {
     stop: &'pull Stop,
     /// Ends the other layers when one has failed.
     failed: Stop,
+    /// What was unpacked.
+    unpacked: Mutex<Vec<Unpacked>>,
 }
 
 /// What a name leads to.
@@ -267,8 +269,16 @@ impl Store {
         let _layers_lease = Lease::of(self, Vec::new(), config.diff_ids.clone());
         let incoming = self.blobs.incoming()?;
         let (on_disk, failed) = (self.layers_on_disk()?, Stop::default());
-        let means =
-            Means { runtime, repository: &repository, incoming: &incoming, on_disk: &on_disk, told, stop, failed };
+        let means = Means {
+            runtime,
+            repository: &repository,
+            incoming: &incoming,
+            on_disk: &on_disk,
+            told,
+            stop,
+            failed,
+            unpacked: Mutex::default(),
+        };
         let fetched = self.fetch_layers(&means, &resolved.manifest, &config, debris).await?;
         if stop.is_stopped() {
             return Err(PullError::Stopped);
@@ -276,6 +286,9 @@ impl Store {
         let whole = Whole { resolved, config, config_bytes };
         let was_here = fetched == 0 && self.knows(&whole.resolved.fetched.digest);
         let image = self.admit(&incoming, request, &whole)?;
+        for unpacked in &*means.unpacked.lock().unwrap_or_else(PoisonError::into_inner) {
+            self.sizes.note(unpacked);
+        }
         let digest = whole.resolved.index.as_ref().unwrap_or(&whole.resolved.fetched).digest.clone();
         Ok(Pulled { image, digest, was_here })
     }
@@ -392,10 +405,7 @@ impl Store {
         let is_whole = matches!(replayed, Ok(Ok(digest)) if digest == content.digest);
         let failed = |source| PullError::Unpack { number, blob: content.digest.clone(), source };
         match unpacked {
-            Ok(unpacked) if is_whole => {
-                self.sizes.note(&unpacked);
-                Ok(Some(unpacked.layer))
-            }
+            Ok(unpacked) if is_whole => Ok(Some(means.unpacked(unpacked))),
             Err(source @ RuntimeError::Gone) => Err(failed(source)),
             Err(source) if is_whole => Err(failed(source)),
             // Decayed content that still unpacks to something: nobody's layer.
@@ -438,8 +448,7 @@ impl Store {
         match (verified, unpacked) {
             (Ok(()), Ok(unpacked)) => {
                 self.blobs.adopt(&Arrived { path, digest: content.digest.clone(), size: content.size })?;
-                self.sizes.note(&unpacked);
-                Ok(unpacked.layer)
+                Ok(means.unpacked(unpacked))
             }
             (Ok(()), Err(source)) => Err(PullError::Unpack { number, blob: content.digest.clone(), source }),
             (Err(error), Ok(unpacked)) => {
@@ -521,6 +530,13 @@ fn mended(mut records: Vec<Record>, sound: &Record) -> Vec<Record> {
 }
 
 impl Means<'_> {
+    /// Remembers what a layer turned out to be, and says its name.
+    fn unpacked(&self, unpacked: Unpacked) -> LayerId {
+        let layer = unpacked.layer.clone();
+        self.unpacked.lock().unwrap_or_else(PoisonError::into_inner).push(unpacked);
+        layer
+    }
+
     /// Does something unless the pull is stopped, or another layer fails, before it is done.
     async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T, PullError>>) -> Result<T, PullError> {
         tokio::select! {

@@ -108,6 +108,7 @@ impl Store {
         }
         for layer in self.collect_layers(leases, runtime, layers)? {
             removed.freed_unpacked_bytes += self.sizes.get(&layer).map_or(0, |size| size.tar_bytes);
+            self.sizes.forget(&layer);
         }
         Ok(removed)
     }

@@ -60,6 +60,14 @@ impl Sizes {
         }
     }
 
+    /// Forgets a layer that is gone.
+    pub(super) fn forget(&self, layer: &LayerId) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.remove(layer.hex()).is_some() {
+            self.write(&known);
+        }
+    }
+
     /// Forgets all layers but these.
     pub(super) fn retain(&self, layers: &HashSet<LayerId>) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
