@@ -119,7 +119,7 @@ proptest! {
         let line = |(is_exception, pattern): &(bool, String)| format!("{}{pattern}", if *is_exception { "!" } else { "" });
         let text = patterns.iter().map(line).collect::<Vec<_>>().join("\n");
         let ignored = Ignore::parse(&text).unwrap();
-        for path in paths.iter().filter(|path| path.split('/').all(|part| part.trim_matches('.') != "")) {
+        for path in paths.iter().filter(|path| path.split('/').all(|part| !part.trim_matches('.').is_empty())) {
             prop_assert_eq!(ignored.excludes(path), naive_excludes(&patterns, path), "{:?} {}", patterns, path);
         }
     }

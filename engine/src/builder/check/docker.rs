@@ -73,13 +73,13 @@ impl<'a> Case<'a> {
                 let names: Vec<&str> = arguments.iter().map(|argument| argument.name.value.as_str()).collect();
                 self.description(index, instruction, &names);
             }
-            Command::Cmd(CommandLine::Shell(text)) | Command::Entrypoint(CommandLine::Shell(text)) => {
-                if !self.has_shell(index) {
-                    let message = format!(
-                        "JSON arguments recommended for {name} to prevent unintended behavior related to OS signals"
-                    );
-                    self.find(index, text.span, Rule::JSONArgsRecommended, message);
-                }
+            Command::Cmd(CommandLine::Shell(text)) | Command::Entrypoint(CommandLine::Shell(text))
+                if !self.has_shell(index) =>
+            {
+                let message = format!(
+                    "JSON arguments recommended for {name} to prevent unintended behavior related to OS signals"
+                );
+                self.find(index, text.span, Rule::JSONArgsRecommended, message);
             }
             _ => {}
         }
