@@ -203,10 +203,17 @@ impl Verification<'_> {
         }
         let read = self.store.blobs.read(&entry.digest, manifest::MANIFEST_BYTES_MAX);
         let manifest = match read.map(|bytes| manifest::parse(&bytes)) {
-            Ok(Ok(Document::Manifest(manifest))) => manifest,
-            Ok(Ok(Document::Index(_))) => return Ok(whole.lose("its manifest is a list of manifests")),
-            Ok(Err(error)) => return Ok(whole.lose(&format!("its manifest: {}", in_one_line(&error)))),
-            Err(problem) => return Ok(whole.lose(&format!("its manifest {problem}"))),
+            Ok(Ok(Document::Manifest(manifest))) => Ok(manifest),
+            Ok(Ok(Document::Index(_))) => Err("its manifest is a list of manifests".to_owned()),
+            Ok(Err(error)) => Err(format!("its manifest: {}", in_one_line(&error))),
+            Err(problem) => Err(format!("its manifest {problem}")),
+        };
+        let manifest = match manifest {
+            Ok(manifest) => manifest,
+            Err(problem) => {
+                whole.lose(&problem);
+                return Ok(());
+            }
         };
         let found = self.blob(&manifest.config.digest, Some(manifest.config.size))?;
         whole.add(&found);

@@ -127,6 +127,9 @@ struct Side<'folder> {
     node: Node,
 }
 
+/// Extended attributes, by name.
+type NamedValues = Vec<(Vec<u8>, Vec<u8>)>;
+
 impl<F: FnMut(Change) -> Result<(), TreeError>> Comparison<F> {
     fn new(marks: bool, tell: F) -> Comparison<F> {
         Comparison { marks, tell, held: Held::default(), buffer: vec![0; BUFFER_BYTES] }
@@ -251,7 +254,7 @@ impl<F: FnMut(Change) -> Result<(), TreeError>> Comparison<F> {
         Ok(facts)
     }
 
-    fn attributes(&self, file: &OwnedFd, path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, TreeError> {
+    fn attributes(&self, file: &OwnedFd, path: &[u8]) -> Result<NamedValues, TreeError> {
         let xattrs = walk::xattrs(file.as_fd(), path, self.marks)?;
         let told = |value: Vec<u8>| {
             if value.len() > ATTRIBUTE_BYTES_MAX { Digest::of(&value).to_string().into_bytes() } else { value }

@@ -81,6 +81,7 @@ pub enum LayerState {
 /// out when a reader is slow; the last event never is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, and the large ones are the last of a transfer")]
 pub enum TransferEvent {
     /// The registry is being asked what the name leads to.
     Resolving {
