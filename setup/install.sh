@@ -8,9 +8,9 @@ set -eu
 cd "$(dirname "$0")/.."
 
 # busybox-static: the image of most tests. mmdebstrap: a real Debian root. qemu: the machine with cgroup v2 only.
-# skopeo: reads our image store and writes archives that we import. rustc-web and what follows: policies written in
+# skopeo: reads our image store and writes archives that we import. libcap2-bin: setcap, for files with capabilities. rustc-web and what follows: policies written in
 # Rust, where rustup has no wasm target at hand.
-packages="gcc libc6-dev make python3 curl jq gzip e2fsprogs busybox-static mmdebstrap qemu-system-x86 skopeo"
+packages="gcc libc6-dev make python3 curl jq gzip e2fsprogs busybox-static mmdebstrap qemu-system-x86 skopeo libcap2-bin"
 packages="$packages rustc-web cargo-web rust-web-src lld-22 wasi-libc"
 [ "${1:-}" != bench ] || packages="$packages crun runc bubblewrap podman docker.io"
 

@@ -9,8 +9,7 @@ use std::pin::Pin;
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
-use crate::image::layer::Skipped;
-use crate::spec::{Exit, LayerId, SandboxSpec, StopReason};
+use crate::spec::{Exit, LayerId, SandboxSpec, Skipped, StopReason};
 
 pub mod scripted;
 

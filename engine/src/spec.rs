@@ -334,6 +334,16 @@ pub struct Phases {
     pub exec_us: u64,
 }
 
+/// What an unpacked layer does not have although its archive does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// Device nodes; a sandbox brings its own `/dev`.
+    pub devices: u64,
+    /// Extended attributes that belong to the host (`trusted.*`, `security.*` but for capabilities, overlayfs's own)
+    /// or that the file system does not take.
+    pub xattrs: u64,
+}
+
 /// A file that the artifact globs match and that did not come out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftOut {

@@ -12,6 +12,7 @@ use ampoule_api::config::{Config, Flags};
 use ampoule_api::router::{Entrance, router};
 use ampoule_api::state::State;
 use ampoule_client::types::{Job, JobState, Problem};
+use ampoule_engine::image::layer::Skipped;
 use ampoule_engine::runtime::scripted::{Scene, Scripted};
 use ampoule_engine::runtime::{Census, Input, Pending, Running, Runtime, RuntimeError, Unpacked};
 use ampoule_engine::spec::{Ending, LayerId, SandboxSpec};
@@ -47,7 +48,12 @@ impl Runtime for Stage {
             let mut bytes = Vec::new();
             archive.read_to_end(&mut bytes).expect("the archive is readable");
             let hex: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-            Ok(Unpacked { layer: LayerId::parse(&hex)?, tar_bytes: bytes.len() as u64, entries: 1 })
+            Ok(Unpacked {
+                layer: LayerId::parse(&hex)?,
+                tar_bytes: bytes.len() as u64,
+                entries: 1,
+                skipped: Skipped::default(),
+            })
         })
     }
 

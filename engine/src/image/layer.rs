@@ -9,11 +9,10 @@ use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 
-use serde::{Deserialize, Serialize};
-
 use super::archive::{self, ArchiveError, Entry, Head, Kind, PathError, Place, Timestamp};
 use super::compression::{Bounds, Decompressed};
 use super::digest::{Hasher, Hashing};
+pub use crate::spec::Skipped;
 pub(crate) use ahead::Ahead;
 use folder::{Attributes, Folder, MadeFolder, Open};
 pub use remove::{remove_all_in, remove_tree};
@@ -66,16 +65,6 @@ pub struct Unpacked {
     pub entries: u64,
     /// What was left out.
     pub skipped: Skipped,
-}
-
-/// What an unpacked layer does not have although its archive does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Skipped {
-    /// Device nodes; a sandbox brings its own `/dev`.
-    pub devices: u64,
-    /// Extended attributes that belong to the host (`trusted.*`, `security.*` but for capabilities, overlayfs's own)
-    /// or that the file system does not take.
-    pub xattrs: u64,
 }
 
 /// Why a layer was not unpacked. The folder holds a part of it and is to be thrown away.

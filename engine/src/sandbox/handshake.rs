@@ -20,8 +20,7 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::image::layer::Skipped;
-use crate::spec::{Artifacts, Exit, Frame, LayerId, LeftOut, Phases, SandboxSpec, StopReason};
+use crate::spec::{Artifacts, Exit, Frame, LayerId, LeftOut, Phases, SandboxSpec, Skipped, StopReason};
 
 /// Largest message: a command of the largest size, its frame, and room for framing.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 256 * 1024;
