@@ -22,13 +22,14 @@ const JSON: [(&str, &str); 1] = [("content-type", "application/json")];
 const ISOLATION: &str = "namespaces but user, caps 0, seccomp, cgroup, ro root";
 
 /// The daemon; stopped when dropped.
-struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
     folder: PathBuf,
 }
 
 impl Daemon {
-    fn start(folder: &Path) -> Result<Daemon> {
+    /// Starts one on this folder.
+    pub(crate) fn start(folder: &Path) -> Result<Daemon> {
         fs::create_dir_all(folder)?;
         let log = File::create(folder.join("log"))?;
         let child = Command::new("dockerd")
@@ -63,7 +64,8 @@ impl Daemon {
         bail!("dockerd does not answer\n{}", fs::read_to_string(self.folder.join("log")).unwrap_or_default())
     }
 
-    fn socket(&self) -> PathBuf {
+    /// Where it listens.
+    pub(crate) fn socket(&self) -> PathBuf {
         self.folder.join("docker.sock")
     }
 }

@@ -3,9 +3,11 @@
 //! chart and a description of the machine, in `target/bench`.
 //!
 //! usage: ampoule-bench [--quick] [ampoule|crun|runc|bubblewrap|docker|podman …]
+//!        ampoule-bench [--quick] images
 
 mod chart;
 mod docker;
+mod images;
 mod measure;
 mod memory;
 mod peers;
@@ -30,6 +32,13 @@ fn main() -> Result<()> {
     let wanted: Vec<String> = arguments.into_iter().filter(|argument| !argument.starts_with("--")).collect();
     hide_hybrid_cgroup()?;
     let folder = tempfile::Builder::new().prefix("ampoule-bench-").tempdir()?;
+    if wanted == ["images"] {
+        let text = images::run(folder.path(), if quick { 1 } else { ROUNDS })?;
+        unmount_below(folder.path())?;
+        fs::write(output_folder()?.join("images.md"), &text)?;
+        say(&text);
+        return Ok(());
+    }
     let root = unpack_image(folder.path())?;
     let mut peers = peers::all(folder.path(), &root, &wanted)?;
 

@@ -7,7 +7,7 @@ set -eu
 cd "$(dirname "$0")/../.."
 seconds=${1:-30}
 [ $# -eq 0 ] || shift
-targets=${*:-"archive build_dockerfile build_expand build_ignore build_mount compression image_layer image_manifest image_reference job_request registry_challenge"}
+targets=${*:-"archive build_dockerfile build_expand build_ignore build_mount compression image_changes image_layer image_manifest image_reference job_request registry_challenge"}
 export CARGO_TARGET_DIR=target/fuzz
 # Coverage counters as libFuzzer reads them; a stable compiler has these options too.
 export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \

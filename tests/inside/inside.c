@@ -4,7 +4,7 @@
  *   inside try NAME...     for each name one line: NAME OK | NAME ERRNO | NAME SIGNAL-NUMBER
  *   inside list            the names of all attempts
  *   inside LOAD ARGUMENT   eat BYTES, spin SECONDS, children COUNT, threads COUNT, pattern BYTES, files COUNT,
- *                          interleave COUNT, descriptors, ignore-term, orphan SECONDS, detach, open PATH
+ *                          interleave COUNT, descriptors, ignore-term, orphan SECONDS, detach, open PATH, lock SECONDS
  *
  * Built with `gcc -static -O2`, so that it depends on nothing in the image. It decides nothing: what an attempt
  * ought to give is said by the tests.
@@ -567,6 +567,20 @@ static int load_orphan(long seconds) {
     return 0;
 }
 
+/* Both kinds of lock on a file of the image, held for a while: whoever shares it finds them taken. */
+static int load_lock(long seconds) {
+    int descriptor = open("/etc/passwd", O_RDONLY);
+    struct flock writer = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    struct flock reader = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
+    if (descriptor < 0 || fcntl(descriptor, F_GETLK, &writer) != 0) return 3;
+    int is_locked = flock(descriptor, LOCK_EX | LOCK_NB) == 0;
+    if (fcntl(descriptor, F_SETLK, &reader) != 0) return 3;
+    printf("file %s record %s\n", is_locked ? "free" : "taken", writer.l_type == F_UNLCK ? "free" : "taken");
+    fflush(stdout);
+    sleep((unsigned)seconds);
+    return 0;
+}
+
 static int load_open(const char *path) {
     long result = open_and_close(path, O_RDONLY);
     printf("%s %s\n", path, result >= 0 ? "OK" : strerrorname_np(errno));
@@ -594,6 +608,7 @@ int main(int count, char **arguments) {
     if (strcmp(verb, "descriptors") == 0) return load_descriptors();
     if (strcmp(verb, "ignore-term") == 0) return load_ignore_term();
     if (strcmp(verb, "orphan") == 0) return load_orphan(number);
+    if (strcmp(verb, "lock") == 0) return load_lock(number);
     if (strcmp(verb, "open") == 0 && count > 2) return load_open(arguments[2]);
     if (strcmp(verb, "ids") == 0) {
         printf("uid %d gid %d euid %d\n", getuid(), getgid(), geteuid());
