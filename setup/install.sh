@@ -9,8 +9,8 @@ cd "$(dirname "$0")/.."
 
 # busybox-static: the image of most tests. mmdebstrap: a real Debian root. qemu: the machine with cgroup v2 only.
 # skopeo, umoci: read our image store and archives, and write such that we import. docker-registry: pulled from and
-# pushed to, with apache2-utils and openssl for its logins. libcap2-bin: setcap. rustc-web and what follows: policies written in Rust, where
-# rustup has no wasm target at hand.
+# pushed to, with apache2-utils and openssl for its logins. libcap2-bin: setcap, for files with capabilities. rustc-web and
+# what follows: policies written in Rust, where rustup has no wasm target at hand.
 packages="gcc libc6-dev make python3 curl jq gzip e2fsprogs busybox-static mmdebstrap qemu-system-x86 skopeo umoci"
 packages="$packages docker-registry apache2-utils openssl libcap2-bin"
 packages="$packages rustc-web cargo-web rust-web-src lld-22 wasi-libc"

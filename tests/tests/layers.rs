@@ -198,9 +198,9 @@ fn what_is_left_out_of_a_layer_is_told_to_whoever_imports_it() {
     run("tar", &["-cf", "../devices.tar", "."], &folder);
     let listed: ImageList =
         service.try_import(&fs::read(service.folder().join("devices.tar")).expect("tar wrote it"), "devices").json();
-    assert_eq!(listed.images[0].left_out.expect("it is told").devices, 1);
+    assert_eq!(listed.images[0].skipped.expect("it is told").devices, 1);
     let shown = cli(&service, &["image", "import", &service.folder().join("devices.tar").to_string_lossy(), "-n", "d"]);
-    assert!(String::from_utf8_lossy(&shown.stderr).contains("left out: 1 device nodes"), "{shown:?}");
+    assert!(String::from_utf8_lossy(&shown.stderr).contains("left out 1 device nodes"), "{shown:?}");
 }
 
 #[test]
