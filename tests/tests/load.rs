@@ -86,9 +86,12 @@ fn ten_thousand_jobs_in_a_row_leave_no_trace() {
     eprintln!("before {before:?}\nafter  {after:?}");
     // Jobs that are just being taken down, and sandboxes that are just being made ahead, may differ by a few.
     assert!(after.service_descriptors <= before.service_descriptors + 16, "{before:?} {after:?}");
-    assert!(after.launcher_descriptors <= before.launcher_descriptors + 64, "{before:?} {after:?}");
+    // Places are made when a crowd needs them, up to a bound, and kept with their descriptors and control groups.
+    // What is lost with every job, or with every thirtieth, is far more than that.
+    let most_descriptors = before.launcher_descriptors * 3 / 2 + 64;
+    assert!(after.launcher_descriptors <= most_descriptors, "{before:?} {after:?}");
     assert!(after.launcher_mounts <= before.launcher_mounts + 8, "{before:?} {after:?}");
-    assert!(after.cgroups <= before.cgroups + 24, "{before:?} {after:?}");
+    assert!(after.cgroups <= before.cgroups * 3 / 2 + 24, "{before:?} {after:?}");
     assert!(after.processes <= before.processes + 8, "{before:?} {after:?}");
     assert!(after.service_memory_bytes <= before.service_memory_bytes + 16 * MIB, "{before:?} {after:?}");
     assert!(after.launcher_memory_bytes <= before.launcher_memory_bytes + 2 * MIB, "{before:?} {after:?}");
