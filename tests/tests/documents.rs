@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ampoule_tests::{Options, Service, ampoule_program};
+use ampoule_tests::registry::{Registry, Request};
+use ampoule_tests::{Options, Service, ampoule_program, archive};
 
 /// Where the documents say that the socket is; the tests put theirs there.
 const USUAL_SOCKET: &str = "/run/ampoule/ampoule.sock";
@@ -63,7 +64,14 @@ fn what_readme_says_to_make_can_be_made() {
 
 #[test]
 fn the_commands_of_readme_work_as_they_stand() {
-    let service = Service::with(Options::default());
+    // The tour pulls from Docker Hub: a mirror on loopback answers for it.
+    let hub = Registry::start();
+    hub.contents.add_image("library/debian", "12", &[&archive::busybox()]);
+    let settings = tempfile::tempdir().expect("the temporary folder can be written");
+    let registries = settings.path().join("registries.toml");
+    fs::write(&registries, format!("[registry.'docker.io']\nmirrors = ['{}']\n", hub.url())).expect("it is ours");
+    let arguments = vec!["--registries".to_owned(), registries.to_string_lossy().into_owned()];
+    let service = Service::with(Options { arguments, ..Options::default() });
     let folder = service.folder().join("tour");
     fs::create_dir(&folder).expect("the folder can be written");
     let programs = ampoule_program().parent().expect("it lies in a folder").to_path_buf();
@@ -89,6 +97,7 @@ fn the_commands_of_readme_work_as_they_stand() {
             output.status
         );
     }
+    assert!(hub.contents.count(Request::is_blob) > 0, "nothing was pulled");
 }
 
 #[test]
