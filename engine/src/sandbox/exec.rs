@@ -18,7 +18,7 @@ use crate::sandbox::descriptors::place_at;
 use crate::sandbox::handshake::{CommandStatus, Finished, InitRequest, Start, message_buffer, receive};
 use crate::sandbox::init::{Prepared, c_string};
 use crate::sandbox::{artifacts, files};
-use crate::sys::{SysError, failed};
+use crate::sys::{self, SysError, failed};
 
 /// Exit code for a program that is there but cannot be executed, as in POSIX `sh`.
 const NOT_EXECUTABLE: i32 = 126;
@@ -249,7 +249,7 @@ fn find_program(start: &Start) -> Result<CString, Refusal> {
 fn close_standard_streams() {
     for stream in 0..3 {
         // A stream that cannot be taken is closed already.
-        drop(crate::sys::inherited_descriptor(stream));
+        drop(sys::inherited_descriptor(stream));
     }
 }
 
@@ -287,7 +287,7 @@ fn follow(sandbox: &Prepared, command: Pid, wall_time: Duration) -> Result<End, 
             match receive(&sandbox.control, &mut message_buffer()) {
                 Ok(Some((InitRequest::Stop, _))) => kill_all_others(),
                 // A second start, or no launcher any more: either way this sandbox is at its end.
-                _ => std::process::exit(1),
+                _ => sys::exit_now(1),
             }
         }
     }

@@ -28,7 +28,7 @@ use crate::isolation::{capabilities, mounts, network};
 use crate::sandbox::handshake::{InitReply, InitRequest, Start, message_buffer, receive, send};
 use crate::sandbox::{descriptors, exec};
 use crate::spec::{Frame, Phases};
-use crate::sys::{SysError, failed, in_one_line};
+use crate::sys::{self, SysError, failed, in_one_line};
 
 /// Niceness of a sandbox that is made ahead: it must not slow down the jobs that run.
 const BACKGROUND_NICENESS: i32 = 15;
@@ -59,7 +59,7 @@ pub(crate) fn live(birth: Birth<'_>) -> ! {
         Ok(()) => 0,
         Err(_) => 1,
     };
-    std::process::exit(code)
+    sys::exit_now(code)
 }
 
 fn answer(birth: Birth<'_>) -> Result<(), SysError> {
@@ -198,7 +198,6 @@ impl Prepared {
             match receive(&self.control, &mut buffer).map_err(failed("hear", "the launcher"))? {
                 Some((InitRequest::Badness, mut descriptors)) => badness = descriptors.pop(),
                 Some((InitRequest::Start(start), descriptors)) => {
-                    drop(buffer);
                     return self.run(&start, badness, descriptors);
                 }
                 // A stop before the start: there is nothing to stop, and the launcher ends the process itself.

@@ -29,7 +29,7 @@ pub(crate) fn live(control: OwnedFd, layers_folder: OwnedFd, layers: &[LayerId],
         Ok(()) => 0,
         Err(_) => 1,
     };
-    std::process::exit(code)
+    sys::exit_now(code)
 }
 
 fn run(control: OwnedFd, layers_folder: OwnedFd, layers: &[LayerId], filter: &Filter) -> Result<(), SysError> {
@@ -88,7 +88,7 @@ fn clone_sandbox(
             drop(folder);
             let mut fixed = descriptors.into_iter();
             let (Some(control), Some(user_namespace), Some(id_map)) = (fixed.next(), fixed.next(), fixed.next()) else {
-                std::process::exit(1)
+                sys::exit_now(1)
             };
             let terms = Terms { first_id, in_background, filter };
             init::live(Birth { terms, frame, control, user_namespace, id_map, groups })
