@@ -27,6 +27,7 @@ bench: policies ## Ampoule beside crun, runc, bubblewrap, docker and podman; tab
 	setup/install.sh bench
 	cargo build --release --bin ampoule --bin ampoule-launcher --bin ampoule-bench
 	target/release/ampoule-bench
+	setup/bench-images.sh
 	target/release/ampoule-bench images
 
 lint: policies ## format, clippy, documentation, rules of our own

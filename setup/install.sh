@@ -8,13 +8,13 @@ set -eu
 cd "$(dirname "$0")/.."
 
 # busybox-static: the image of most tests. mmdebstrap: a real Debian root. qemu: the machine with cgroup v2 only.
-# skopeo, umoci: read our image store and archives, and write such that we import. docker-registry: pulled from and
-# pushed to, with apache2-utils and openssl for its logins. libcap2-bin: setcap, for files with capabilities. rustc-web and
-# what follows: policies written in Rust, where rustup has no wasm target at hand.
+# skopeo, umoci: read our image store and archives, and write such that we import. docker.io, podman: load what we save.
+# docker-registry: pulled from and pushed to, with apache2-utils and openssl for its logins. libcap2-bin: setcap, for
+# files with capabilities. rustc-web and what follows: policies written in Rust, where rustup has no wasm target at hand.
 packages="gcc libc6-dev make python3 curl jq gzip e2fsprogs busybox-static mmdebstrap qemu-system-x86 skopeo umoci"
-packages="$packages docker-registry apache2-utils openssl libcap2-bin"
+packages="$packages docker-registry apache2-utils openssl libcap2-bin docker.io podman"
 packages="$packages rustc-web cargo-web rust-web-src lld-22 wasi-libc"
-[ "${1:-}" != bench ] || packages="$packages crun runc bubblewrap podman docker.io"
+[ "${1:-}" != bench ] || packages="$packages crun runc bubblewrap npm"
 
 as_root() {
     if [ "$(id -u)" -eq 0 ]; then
@@ -34,7 +34,7 @@ is_installed() {
 # A program that came another way (a compiler image, a docker CLI beside its daemon) counts as well.
 is_there() {
     case $1 in
-        gcc | make | python3 | curl | jq | gzip) command -v "$1" >/dev/null ;;
+        gcc | make | python3 | curl | jq | gzip | npm) command -v "$1" >/dev/null ;;
         libc6-dev) [ -e /usr/lib/x86_64-linux-gnu/libc.a ] ;;
         e2fsprogs) [ -x /sbin/mke2fs ] ;;
         docker.io) command -v dockerd >/dev/null && command -v docker >/dev/null ;;

@@ -1,81 +1,19 @@
-//! Docker: a daemon of our own on a folder and a socket that vanish, called over its HTTP API and by its CLI.
+//! Docker as a peer: over its HTTP API and by its command line.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
 
+use ampoule_tests::docker::Daemon;
 use ampoule_tests::http::Connection;
-use anyhow::{Context, Result, bail, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use anyhow::{Context, Result, ensure};
 
 use crate::measure::{Job, Peer};
 use crate::peers::program;
 
-/// How long the daemon may take to answer.
-const START_TIME: Duration = Duration::from_secs(60);
 const IMAGE: &str = "busybox:bench";
 const JSON: [(&str, &str); 1] = [("content-type", "application/json")];
 const ISOLATION: &str = "namespaces but user, caps 0, seccomp, cgroup, ro root";
-
-/// The daemon; stopped when dropped.
-pub(crate) struct Daemon {
-    child: Child,
-    folder: PathBuf,
-}
-
-impl Daemon {
-    /// Starts one on this folder.
-    pub(crate) fn start(folder: &Path) -> Result<Daemon> {
-        fs::create_dir_all(folder)?;
-        let log = File::create(folder.join("log"))?;
-        let child = Command::new("dockerd")
-            .arg("--data-root")
-            .arg(folder.join("data"))
-            .arg("--exec-root")
-            .arg(folder.join("exec"))
-            .arg("--pidfile")
-            .arg(folder.join("pid"))
-            .arg("-H")
-            .arg(format!("unix://{}", folder.join("docker.sock").display()))
-            .args(["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=overlay2"])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("dockerd")?;
-        let daemon = Daemon { child, folder: folder.to_path_buf() };
-        daemon.wait_until_ready()?;
-        Ok(daemon)
-    }
-
-    fn wait_until_ready(&self) -> Result<()> {
-        let deadline = Instant::now() + START_TIME;
-        while Instant::now() < deadline {
-            let answer = Connection::open(&self.socket()).and_then(|mut socket| socket.send("GET", "/_ping", &[], b""));
-            if answer.is_ok_and(|answer| answer.status == 200) {
-                return Ok(());
-            }
-            thread::sleep(Duration::from_millis(50));
-        }
-        bail!("dockerd does not answer\n{}", fs::read_to_string(self.folder.join("log")).unwrap_or_default())
-    }
-
-    /// Where it listens.
-    pub(crate) fn socket(&self) -> PathBuf {
-        self.folder.join("docker.sock")
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).ok();
-        self.child.wait().ok();
-    }
-}
 
 /// Docker's two ways in, each with one client and, over HTTP, with several.
 pub(crate) fn peers(folder: &Path) -> Result<Vec<Peer>> {

@@ -1,190 +1,202 @@
-//! Images in: the same archives loaded by Ampoule, by dockerd and by skopeo (which does not unpack), in turn, and the
-//! first job after that beside a later one. One image is a real Debian with python3, one has very many small files.
+//! Images moved side by side: pulled (and unpacked, by those who do), pushed, saved and loaded, by Ampoule, docker and
+//! skopeo in turn, with Debian's registry on this machine. Then the first job after a pull beside later ones, and the
+//! memory that the processes take while they work.
 
+mod contestant;
+mod sample;
+
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ampoule_client::types::JobRequest;
-use ampoule_tests::{Options, Service, ampoule_program, archive, host, service, test_data};
-use anyhow::{Context, Result, ensure};
-use sha2::{Digest, Sha256};
+use ampoule_tests::distribution::Distribution;
+use ampoule_tests::host;
+use anyhow::{Context, Result};
 
-use crate::docker::Daemon;
+use crate::report::machine;
+use contestant::{Ampoule, Contestant, Docker, Skopeo};
+use sample::Sample;
+pub(crate) use sample::Which;
 
-/// How often memory is looked at while an image is loaded.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
-/// Files of the image of many small ones, folders of them, and bytes of the largest.
-const SMALL_FILES: (usize, usize, usize) = (24_000, 1_200, 6_000);
+/// How often memory is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// What is measured, in this order.
+const STEPS: [&str; 4] = ["pull", "push", "save", "load"];
+/// How many times faster than docker a pull has to be.
+const PULL_TIMES_MIN: f64 = 2.0;
 
-/// An archive as `docker save` writes it.
-struct Sample {
-    name: &'static str,
-    file: PathBuf,
-    bytes: u64,
-}
-
-/// What loading one archive took, in seconds, one number a round.
-struct Row {
-    sample: &'static str,
-    bytes: u64,
-    ampoule: Vec<f64>,
-    docker: Vec<f64>,
-    skopeo: Vec<f64>,
+/// All that was measured of one image.
+struct Results {
+    sample: Sample,
+    /// Seconds, one a round, by step and contestant.
+    seconds: BTreeMap<(&'static str, &'static str), Vec<f64>>,
     first_job: Vec<f64>,
-    later_job: Vec<f64>,
-    peak_bytes: u64,
+    later_jobs: Vec<f64>,
+    /// Most bytes of memory at a time, by step and contestant.
+    memory: BTreeMap<(&'static str, &'static str), u64>,
 }
 
-/// Measures, and returns the report as Markdown.
-pub(crate) fn run(folder: &Path, rounds: u32) -> Result<String> {
-    let samples = [debian(folder)?, small_files(folder)?];
-    let daemon = Daemon::start(&folder.join("docker"))?;
-    let mut rows = Vec::new();
-    for sample in &samples {
-        let mut row = Row {
-            sample: sample.name,
-            bytes: sample.bytes,
-            ampoule: Vec::new(),
-            docker: Vec::new(),
-            skopeo: Vec::new(),
+/// Measures, and returns the report as Markdown. Round 0 is not timed: files are read from the disk then, and memory is
+/// looked at.
+pub(crate) fn run(folder: &Path, rounds: RangeInclusive<u32>, which: &[Which]) -> Result<String> {
+    let mut contestants: Vec<Box<dyn Contestant>> =
+        vec![Box::<Ampoule>::default(), Box::new(Docker::start(folder)?), Box::new(Skopeo::new(folder))];
+    let source = Distribution::open();
+    let mut all = Vec::new();
+    for &which in which {
+        let sample = sample::sample(which)?;
+        let from = format!("{}/bench/{}:1", source.host(), sample.name);
+        sample.publish(&from)?;
+        let mut results = Results {
+            sample,
+            seconds: BTreeMap::new(),
             first_job: Vec::new(),
-            later_job: Vec::new(),
-            peak_bytes: 0,
+            later_jobs: Vec::new(),
+            memory: BTreeMap::new(),
         };
-        for round in 1..=rounds {
-            load_by_ampoule(sample, &mut row).with_context(|| format!("ampoule in round {round}"))?;
-            row.docker.push(load_by_docker(sample, &daemon).with_context(|| format!("docker in round {round}"))?);
-            row.skopeo.push(copy_by_skopeo(sample, folder).with_context(|| format!("skopeo in round {round}"))?);
-            eprintln!("round {round}: {}", sample.name);
+        for round in rounds.clone() {
+            for contestant in &mut contestants {
+                let name = contestant.name();
+                play(contestant.as_mut(), &from, folder, round == 0, &mut results)
+                    .with_context(|| format!("{name} in round {round}"))?;
+                eprintln!("round {round}: {} by {name}", results.sample.name);
+            }
         }
-        rows.push(row);
+        all.push(results);
     }
-    Ok(report(rows, rounds))
+    Ok(report(&all, *rounds.end()))
 }
 
-fn debian(folder: &Path) -> Result<Sample> {
-    let layer = fs::read(test_data().join("debian.tar")).context("no debian.tar\nhint: make setup")?;
-    saved(folder, "debian with python3", "debian", &[layer, archive::busybox()])
-}
-
-fn small_files(folder: &Path) -> Result<Sample> {
-    let (files, folders, bytes_max) = SMALL_FILES;
-    let content: Vec<u8> = (0..bytes_max).map(|at| (at * 7 % 251) as u8).collect();
-    let mut layer = archive::Archive::default().folder("app", 0o755, 0).folder("app/node_modules", 0o755, 0);
-    for number in 0..folders {
-        layer = layer.folder(&format!("app/node_modules/p{number}"), 0o755, 0);
-    }
-    for number in 0..files {
-        let path = format!("app/node_modules/p{}/f{number}.js", number % folders);
-        layer = layer.file(&path, 0o644, 0, &content[..number * 131 % bytes_max]);
-    }
-    saved(folder, "24,000 small files", "small", &[archive::busybox(), layer.finish()])
-}
-
-/// Writes layers as an image that everybody loads; packed as registries have them.
-fn saved(folder: &Path, name: &'static str, short: &str, layers: &[Vec<u8>]) -> Result<Sample> {
-    let hex = |bytes: &[u8]| Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let config = serde_json::json!({
-        "architecture": "amd64", "os": "linux", "config": { "Env": ["PATH=/bin:/usr/bin"] },
-        "rootfs": { "type": "layers", "diff_ids": layers.iter().map(|layer| format!("sha256:{}", hex(layer))).collect::<Vec<_>>() },
-    });
-    let files: Vec<String> = (0..layers.len()).map(|number| format!("{number}.tar")).collect();
-    let manifest =
-        serde_json::json!([{ "Config": "config.json", "RepoTags": [format!("bench/{short}:1")], "Layers": files }]);
-    let mut saved = archive::Archive::default().file("config.json", 0o644, 0, config.to_string().as_bytes());
-    let mut bytes = 0;
-    for (file, layer) in files.iter().zip(layers) {
-        bytes += layer.len() as u64;
-        saved = saved.file(file, 0o644, 0, &archive::gzip(layer));
-    }
-    let saved = saved.file("manifest.json", 0o644, 0, manifest.to_string().as_bytes()).finish();
-    let file = folder.join(format!("{short}.tar"));
-    fs::write(&file, saved)?;
-    Ok(Sample { name, file, bytes })
-}
-
-/// Loads into a service of its own, and runs two jobs on what came.
-fn load_by_ampoule(sample: &Sample, row: &mut Row) -> Result<()> {
-    let instance = Service::with(Options { without_image: true, ..Options::default() });
-    let address = format!("unix://{}", instance.socket().display());
-    let started = Instant::now();
-    let mut child = Command::new(ampoule_program())
-        .args(["--host", &address, "image", "import"])
-        .arg(&sample.file)
-        .args(["--name", "bench"])
-        .stdout(Stdio::null())
-        .spawn()?;
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
+/// Has a contestant do everything once.
+fn play(
+    contestant: &mut dyn Contestant,
+    from: &str,
+    folder: &Path,
+    looks_at_memory: bool,
+    results: &mut Results,
+) -> Result<()> {
+    // Ampoule is the first, and writes what all load.
+    let (own, archive) = (folder.join(format!("{}.tar", contestant.name())), folder.join("ampoule.tar"));
+    for step in STEPS {
+        let target = (step == "push").then(Distribution::open);
+        if matches!(step, "pull" | "load") {
+            contestant.clear()?;
         }
-        let service = instance.pid().as_raw();
-        let all = host::descendants(service);
-        let used = host::memory_bytes(service) + all.iter().map(|process| host::memory_bytes(process.pid)).sum::<u64>();
-        row.peak_bytes = row.peak_bytes.max(used);
-        thread::sleep(LOOK_EVERY);
-    };
-    row.ampoule.push(started.elapsed().as_secs_f64());
-    ensure!(status.success(), "ampoule image import: {status}");
-    let job = JobRequest { image: "bench".to_owned(), ..service::command(&["/bin/true"]) };
-    for times in [&mut row.first_job, &mut row.later_job] {
-        let started = Instant::now();
-        instance.run(&job);
-        times.push(started.elapsed().as_secs_f64());
+        let (name, processes) = (contestant.name(), contestant.processes());
+        let mut work = || match step {
+            "pull" => contestant.pull(from),
+            "push" => {
+                let to = target.as_ref().map(|target| format!("{}/bench/copy:1", target.host()));
+                contestant.push(&to.unwrap_or_default())
+            }
+            "save" => {
+                fs::remove_file(&own).or_else(missing_is_fine)?;
+                contestant.save(&own)
+            }
+            _ => contestant.load(&archive),
+        };
+        if looks_at_memory {
+            let peak = watched(processes, work)?;
+            results.memory.insert((step, name), peak);
+        } else {
+            results.seconds.entry((step, name)).or_default().push(work()?);
+        }
+        if step == "pull"
+            && let Some((first, later)) = contestant.jobs()?
+            && !looks_at_memory
+        {
+            results.first_job.push(first);
+            results.later_jobs.extend(later);
+        }
     }
     Ok(())
 }
 
-fn load_by_docker(sample: &Sample, daemon: &Daemon) -> Result<f64> {
-    let address = format!("unix://{}", daemon.socket().display());
-    let docker = |arguments: &[&str]| -> Result<()> {
-        let status = Command::new("docker").args(["-H", &address]).args(arguments).stdout(Stdio::null()).status()?;
-        ensure!(status.success(), "docker {arguments:?}: {status}");
-        Ok(())
-    };
-    let started = Instant::now();
-    docker(&["load", "-i", &sample.file.to_string_lossy()])?;
-    let seconds = started.elapsed().as_secs_f64();
-    // The next round is to do it all again.
-    docker(&["image", "prune", "--all", "--force"])?;
-    Ok(seconds)
+fn missing_is_fine(error: std::io::Error) -> std::io::Result<()> {
+    if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
-fn copy_by_skopeo(sample: &Sample, folder: &Path) -> Result<f64> {
-    let target = folder.join("skopeo");
-    let started = Instant::now();
-    let status = Command::new("skopeo")
-        .args(["copy", "--quiet", "--insecure-policy"])
-        .arg(format!("docker-archive:{}", sample.file.display()))
-        .arg(format!("oci:{}:bench", target.display()))
-        .status()?;
-    let seconds = started.elapsed().as_secs_f64();
-    ensure!(status.success(), "skopeo copy: {status}");
-    fs::remove_dir_all(&target)?;
-    Ok(seconds)
+/// Does something, and returns the most memory that processes with such a name, and theirs, had at a time. Looking
+/// takes time, so that what is watched is not timed.
+fn watched(processes: &str, work: impl FnOnce() -> Result<f64>) -> Result<u64> {
+    let is_done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            let own = std::process::id().cast_signed();
+            let mut peak = 0;
+            while !is_done.load(Ordering::Relaxed) {
+                let all = host::processes();
+                let ours = all.iter().filter(|process| process.parent == own && process.name.starts_with(processes));
+                peak = peak.max(ours.map(|process| host::memory_of_tree(process.pid)).sum());
+                thread::sleep(LOOK_EVERY);
+            }
+            peak
+        });
+        let done = work();
+        is_done.store(true, Ordering::Relaxed);
+        let peak = watcher.join().expect("looking does not panic");
+        done.map(|_| peak)
+    })
 }
 
-fn report(rows: Vec<Row>, rounds: u32) -> String {
-    let mut text = format!("# Images loaded, side by side\n\n{rounds} interleaved rounds; medians, in seconds.\n\n");
-    text += "| image | unpacked | ampoule | docker load | ratio | skopeo copy (no unpacking) | first job | later job | peak memory |\n";
-    text += "|---|---|---|---|---|---|---|---|---|\n";
-    for row in rows {
-        let [ampoule, docker, skopeo, first, later] =
-            [row.ampoule, row.docker, row.skopeo, row.first_job, row.later_job].map(median);
+fn report(all: &[Results], rounds: u32) -> String {
+    let mut text = format!("# Images, side by side\n\n{}\n\n", machine());
+    text += "Medians of ";
+    let _ = writeln!(text, "{rounds} interleaved rounds, in seconds, from the call of each command line to its end.");
+    text += "skopeo unpacks nothing; of ampoule, everything is on disk when it ends. All load what ampoule saved.\n\n";
+    for results in all {
+        let Sample { name, layers, packed_bytes, plain_bytes, entries, .. } = &results.sample;
         let _ = writeln!(
             text,
-            "| {} | {} MB | {ampoule:.2} | {docker:.2} | {:.1}x | {skopeo:.2} | {first:.3} | {later:.3} | {} MB |",
-            row.sample,
-            row.bytes / 1_000_000,
-            docker / ampoule,
-            row.peak_bytes / 1_000_000,
+            "## {name}\n\n{layers} layers, {entries} entries, {} MB packed with gzip, {} MB plain.\n",
+            packed_bytes / 1_000_000,
+            plain_bytes / 1_000_000
         );
+        text += "| | ampoule | docker | docker / ampoule | skopeo | skopeo / ampoule |\n|---|---|---|---|---|---|\n";
+        for step in STEPS {
+            let median_of = |name| median(results.seconds.get(&(step, name)).cloned().unwrap_or_default());
+            let (ampoule, docker, skopeo) = (median_of("ampoule"), median_of("docker"), median_of("skopeo"));
+            let _ = writeln!(
+                text,
+                "| {step} | {ampoule:.2} | {docker:.2} | {:.1} | {skopeo:.2} | {:.1} |",
+                docker / ampoule,
+                skopeo / ampoule
+            );
+        }
+        if let Some(missed) = missed(results) {
+            let _ = writeln!(text, "\n**{missed}, and {PULL_TIMES_MIN:.0} times is what it is to be.**");
+        }
+        let (first, later) = (median(results.first_job.clone()), median(results.later_jobs.clone()));
+        let _ = writeln!(
+            text,
+            "\nThe first job after a pull takes {:.1} ms, a later one {:.1} ms.\n",
+            first * 1000.0,
+            later * 1000.0
+        );
+        if results.memory.is_empty() {
+            continue;
+        }
+        text += "| memory of all processes, at most | ampoule | docker | skopeo |\n|---|---|---|---|\n";
+        for step in STEPS {
+            let peak = |name| results.memory.get(&(step, name)).copied().unwrap_or_default() / 1_000_000;
+            let _ =
+                writeln!(text, "| {step} | {} MB | {} MB | {} MB |", peak("ampoule"), peak("docker"), peak("skopeo"));
+        }
+        text += "\n";
     }
     text
+}
+
+/// What was promised and not reached, in words.
+fn missed(results: &Results) -> Option<String> {
+    let median_of = |name| median(results.seconds.get(&("pull", name)).cloned().unwrap_or_default());
+    let times = median_of("docker") / median_of("ampoule");
+    (times < PULL_TIMES_MIN).then(|| format!("a pull of {} is only {times:.1} times faster", results.sample.name))
 }
 
 fn median(mut times: Vec<f64>) -> f64 {

@@ -1,9 +1,6 @@
 //! Ampoule beside its peers, in one run: the same image, the same command, as much isolation as each can do.
 //! Rounds are interleaved, so that a disturbance of the machine meets all of them. What comes out is a table, a
 //! chart and a description of the machine, in `target/bench`.
-//!
-//! usage: ampoule-bench [--quick] [ampoule|crun|runc|bubblewrap|docker|podman …]
-//!        ampoule-bench [--quick] images
 
 mod chart;
 mod docker;
@@ -17,30 +14,63 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use clap::{Parser, Subcommand, ValueEnum};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
 use measure::{Plan, Series};
+use peers::PeerName;
 use report::Report;
 
 /// Rounds in which every peer takes part.
 const ROUNDS: u32 = 3;
 
+/// Ampoule beside its peers; tables and a chart are written to target/release/bench
+#[derive(Parser)]
+#[command(name = "ampoule-bench", subcommand_precedence_over_arg = true, args_conflicts_with_subcommands = false)]
+struct Arguments {
+    /// Measure less: to see that it works, not for figures
+    #[arg(long, global = true)]
+    quick: bool,
+    /// The peers whose jobs are measured; all without one
+    peers: Vec<PeerName>,
+    #[command(subcommand)]
+    what: Option<What>,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Pull, push, save and load images, beside docker and skopeo
+    Images {
+        /// The images; all without one
+        images: Vec<images::Which>,
+        /// Rounds in which everybody takes part
+        #[arg(long, default_value_t = ROUNDS, value_parser = clap::value_parser!(u32).range(1..=20))]
+        rounds: u32,
+    },
+}
+
 fn main() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let quick = arguments.iter().any(|argument| argument == "--quick");
-    let wanted: Vec<String> = arguments.into_iter().filter(|argument| !argument.starts_with("--")).collect();
+    let Arguments { quick, peers, what } = Arguments::parse();
     hide_hybrid_cgroup()?;
     let folder = tempfile::Builder::new().prefix("ampoule-bench-").tempdir()?;
-    if wanted == ["images"] {
-        let text = images::run(folder.path(), if quick { 1 } else { ROUNDS })?;
-        unmount_below(folder.path())?;
-        fs::write(output_folder()?.join("images.md"), &text)?;
-        say(&text);
-        return Ok(());
+    match what {
+        Some(What::Images { images, rounds }) => {
+            let which = if images.is_empty() { images::Which::value_variants() } else { &images };
+            let text = images::run(folder.path(), if quick { 1..=1 } else { 0..=rounds }, which)?;
+            unmount_below(folder.path())?;
+            fs::write(output_folder()?.join("images.md"), &text)?;
+            say(&text);
+            Ok(())
+        }
+        None => measure_jobs(folder.path(), &peers, quick),
     }
-    let root = unpack_image(folder.path())?;
-    let mut peers = peers::all(folder.path(), &root, &wanted)?;
+}
+
+/// Runs jobs by all peers that are wanted, and reports.
+fn measure_jobs(folder: &Path, wanted: &[PeerName], quick: bool) -> Result<()> {
+    let root = unpack_image(folder)?;
+    let mut peers = peers::all(folder, &root, wanted)?;
 
     let plan = Plan { rounds: if quick { 1 } else { ROUNDS }, share: if quick { 4 } else { 1 } };
     let series: Vec<Series> = measure::run(&peers, &plan)?;
@@ -48,7 +78,7 @@ fn main() -> Result<()> {
     while let Some(peer) = peers.pop() {
         drop(peer);
     }
-    unmount_below(folder.path())?;
+    unmount_below(folder)?;
     let memory = if wanted.is_empty() { Some(memory::measure()?) } else { None };
     let report = Report { series, memory, rounds: plan.rounds };
     let target = output_folder()?;

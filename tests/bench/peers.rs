@@ -10,6 +10,7 @@ use ampoule_client::types::{Job as AmpouleJob, JobRequest};
 use ampoule_tests::service::command as busybox_command;
 use ampoule_tests::{Options, Service};
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 
 use crate::docker;
 use crate::measure::{Job, Peer};
@@ -17,26 +18,37 @@ use crate::measure::{Job, Peer};
 /// Clients at once where throughput is measured.
 const MANY: u32 = 8;
 
+/// Whose jobs can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PeerName {
+    Ampoule,
+    Crun,
+    Runc,
+    Bubblewrap,
+    Docker,
+    Podman,
+}
+
 /// Every peer that is wanted (all, when none is named) and that this machine has. One that is missing is said, not
 /// left out in silence.
-pub(crate) fn all(folder: &Path, root: &Path, wanted: &[String]) -> Result<Vec<Peer>> {
-    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|word| word == name);
+pub(crate) fn all(folder: &Path, root: &Path, wanted: &[PeerName]) -> Result<Vec<Peer>> {
+    let is_wanted = |name: PeerName| wanted.is_empty() || wanted.contains(&name);
     let mut peers = vec![bare(root)];
-    if is_wanted("ampoule") {
+    if is_wanted(PeerName::Ampoule) {
         peers.extend(ampoule()?);
     }
-    for (name, jobs) in [("crun", 80), ("runc", 30)] {
-        if is_wanted(name) {
+    for (wish, name, jobs) in [(PeerName::Crun, "crun", 80), (PeerName::Runc, "runc", 30)] {
+        if is_wanted(wish) {
             peers.extend(runtime(name, jobs, folder, root)?);
         }
     }
-    if is_wanted("bubblewrap") {
+    if is_wanted(PeerName::Bubblewrap) {
         peers.extend(bubblewrap(root));
     }
-    if is_wanted("docker") {
+    if is_wanted(PeerName::Docker) {
         peers.extend(docker::peers(folder)?);
     }
-    if is_wanted("podman") {
+    if is_wanted(PeerName::Podman) {
         peers.extend(podman(folder)?);
     }
     Ok(peers)

@@ -106,7 +106,7 @@ impl Report {
 }
 
 /// Processor, kernel, memory and versions, in one line.
-fn machine() -> String {
+pub(crate) fn machine() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, name: &str| {
         let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();

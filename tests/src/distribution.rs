@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -14,6 +14,7 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::host::Other;
 use crate::patience;
 use crate::registry::{Registry, Reply, Request};
 
@@ -24,10 +25,14 @@ pub const USER: &str = "somebody";
 /// The password of that user.
 pub const PASSWORD: &str = "a password: with signs";
 
+/// The file of the authority's certificate.
+const AUTHORITY: &str = "authority.pem";
+
 /// A running registry, ended when it is dropped.
 pub struct Distribution {
     folder: TempDir,
     process: Child,
+    _other: Other,
     port: u16,
     /// The server of tokens, if that is how one signs in.
     pub tokens: Option<Registry>,
@@ -70,6 +75,27 @@ impl Distribution {
         })
     }
 
+    /// A registry that speaks TLS, with a certificate of an authority that nobody knows.
+    pub fn with_tls() -> Distribution {
+        Distribution::start(|folder| {
+            let path = |name: &str| folder.join(name).to_string_lossy().into_owned();
+            let new =
+                ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"];
+            let (authority, authority_key) = (path(AUTHORITY), path("authority-key.pem"));
+            openssl(&new, &["-subj", "/CN=tests", "-keyout", &authority_key, "-out", &authority]);
+            let (certificate, key) = (path("tls.pem"), path("tls-key.pem"));
+            let names = ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"];
+            let signed = ["-CA", &authority, "-CAkey", &authority_key, "-subj", "/CN=127.0.0.1"];
+            openssl(&new, &[&names[..], &signed, &["-keyout", &key, "-out", &certificate]].concat());
+            (format!("  tls:\n    certificate: {certificate}\n    key: {key}\n"), None)
+        })
+    }
+
+    /// The certificate of the authority that vouches for a registry with TLS.
+    pub fn authority(&self) -> PathBuf {
+        self.folder.path().join(AUTHORITY)
+    }
+
     fn start(prepare: impl FnOnce(&Path) -> (String, Option<Registry>)) -> Distribution {
         let folder = TempDir::with_prefix("ampoule-registry-").expect("the temporary folder can be written");
         let (auth, tokens) = prepare(folder.path());
@@ -89,7 +115,7 @@ impl Distribution {
             .stderr(fs::File::create(folder.path().join("log")).expect("the folder can be written"))
             .spawn()
             .expect("docker-registry is installed by `make setup`");
-        let registry = Distribution { folder, process, port, tokens };
+        let registry = Distribution { folder, _other: Other::is(process.id()), process, port, tokens };
         let deadline = Instant::now() + patience(START_TIME);
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             assert!(Instant::now() < deadline, "docker-registry does not listen\n{}", registry.log());

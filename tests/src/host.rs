@@ -1,8 +1,10 @@
 //! What an instance of the service takes of its host, looked at from outside: processes, mounts, control groups,
 //! descriptors, memory. A test that leaves something of these behind has failed.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
 
@@ -50,6 +52,36 @@ pub fn descendants(ancestor: i32) -> Vec<Process> {
         }
     }
     found
+}
+
+/// Daemons of the tests that are nothing of Ampoule's: what a service left is looked for among all else.
+static OTHERS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+/// A process that is nobody's leftover, nor is what it started, as long as this is there.
+#[derive(Debug)]
+pub struct Other(i32);
+
+impl Other {
+    /// Says so of a child of this process.
+    pub fn is(pid: u32) -> Other {
+        let pid = pid.cast_signed();
+        OTHERS.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
+        Other(pid)
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        OTHERS.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
+}
+
+/// The processes that descend from this one, others and what they started left out.
+pub fn descendants_but_others(ancestor: i32) -> Vec<Process> {
+    let others = OTHERS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let of_others: BTreeSet<i32> =
+        others.iter().flat_map(|&other| descendants(other)).map(|process| process.pid).chain(others.clone()).collect();
+    descendants(ancestor).into_iter().filter(|process| !of_others.contains(&process.pid)).collect()
 }
 
 /// The lines of this mount namespace's table that name a path below the folder.
@@ -130,6 +162,11 @@ pub fn memory_bytes(pid: i32) -> u64 {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
     let kibibytes = rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().split(' ').next()?.parse().ok());
     kibibytes.unwrap_or(0u64) * 1024
+}
+
+/// What a process and all that descend from it take of memory, shared pages counted once, in bytes.
+pub fn memory_of_tree(pid: i32) -> u64 {
+    memory_bytes(pid) + descendants(pid).iter().map(|process| memory_bytes(process.pid)).sum::<u64>()
 }
 
 /// A field of `/proc/PID/status`, as in `CapEff`.

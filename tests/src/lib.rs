@@ -3,6 +3,7 @@
 
 pub mod archive;
 pub mod distribution;
+pub mod docker;
 pub mod events;
 pub mod host;
 pub mod http;

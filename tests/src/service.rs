@@ -278,7 +278,7 @@ impl Service {
     /// The processes of the instance that live, though the service was killed.
     pub fn processes_left(&self) -> Vec<host::Process> {
         reap_orphans();
-        host::descendants(process_control::getpid().as_raw_nonzero().get())
+        host::descendants_but_others(process_control::getpid().as_raw_nonzero().get())
     }
 
     /// Stops the service as its supervisor would, and checks that nothing is left.

@@ -169,6 +169,8 @@ fn a_damaged_blob_is_named_and_set_aside_so_that_it_comes_again() {
     assert!(!largest.exists() && !found.images[0].is_usable, "{found:?}");
     let listed: ImageList = service.get("/v1/images").json();
     assert!(listed.images[0].damage.is_some());
+    let shown = cli(&service, &["image", "ls"]);
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("busybox:latest (damaged)"), "{shown:?}");
     assert_eq!(service.import(&archive::busybox(), "busybox").digest, image.digest);
     assert_eq!(job_in(&service, "busybox", "echo whole"), "whole\n");
     assert_eq!(verify(&service, &VerifyRequest::default()).images[0].problems, Vec::<String>::new());

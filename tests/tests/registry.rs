@@ -467,6 +467,13 @@ fn a_slow_registry_is_waited_for() {
     pull(&empty(), &format!("{}/app:1", registry.host()));
 }
 
+/// So many seconds from now, as HTTP writes it.
+fn http_date(seconds: u64) -> String {
+    let words = ["--utc", "+%a, %d %b %Y %H:%M:%S GMT", "--date", &format!("+{seconds} seconds")];
+    let output = Command::new("date").args(words).env("LC_ALL", "C").output().expect("date is on every Debian");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
 #[test]
 fn too_many_requests_and_passing_failures_are_tried_again_when_the_registry_says() {
     let tries = AtomicUsize::new(0);
@@ -477,13 +484,14 @@ fn too_many_requests_and_passing_failures_are_tried_again_when_the_registry_says
         match tries.fetch_add(1, Ordering::Relaxed) {
             0 => Some(Reply::new(429).header("retry-after", "1")),
             1 => Some(Reply::new(503)),
+            2 => Some(Reply::new(503).header("retry-after", &http_date(2))),
             _ => None,
         }
     });
     add_image(&registry.contents, "app", "1");
     let (service, start) = (empty(), Instant::now());
     pull(&service, &format!("{}/app:1", registry.host()));
-    assert!(start.elapsed() >= Duration::from_secs(1));
+    assert!(start.elapsed() >= Duration::from_secs(2), "a date has no parts of seconds: at least one of two is waited");
     let patient = Registry::with(|_, _| Some(Reply::new(429).header("retry-after", "3600")));
     let answer = try_pull(&service, &format!("{}/app:1", patient.host()), None);
     assert_eq!((answer.status, answer.header("retry-after")), (429, Some("3600")), "{}", answer.text());

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ampoule_client::types::{ImageList, ImagesLoaded, Problem};
 use ampoule_engine::image::reference::Reference;
-use ampoule_engine::image::store::{ImageSummary, ImportError, StoreError};
+use ampoule_engine::image::store::{ImageSummary, ImportError, LayerError, StoreError};
 use ampoule_engine::runtime::RuntimeError;
 use axum::Json;
 use axum::body::Body;
@@ -156,7 +156,7 @@ fn unimported(error: &ImportError) -> Refused {
     match error {
         error if is_disk_full(error) => disk_full(),
         ImportError::Store(_)
-        | ImportError::Unpack { source: RuntimeError::Gone | RuntimeError::System { .. }, .. } => {
+        | ImportError::Layer(LayerError::Unpack { source: RuntimeError::Gone | RuntimeError::System { .. }, .. }) => {
             Refused::internal(error)
         }
         error => told(INVALID_IMAGE, error),

@@ -8,7 +8,7 @@ use ampoule_client::types::{
 };
 use ampoule_engine::image::reference::Reference;
 use ampoule_engine::image::registry::{Credentials, RegistryError};
-use ampoule_engine::image::store::{self, LayerState, Progress, PullError, PushError, Stop, StoreError};
+use ampoule_engine::image::store::{self, LayerError, LayerState, Progress, PullError, PushError, Stop, StoreError};
 use ampoule_engine::runtime::RuntimeError;
 use axum::Json;
 use axum::extract::State;
@@ -289,12 +289,13 @@ fn unpulled(error: &PullError) -> Refused {
         PullError::Moved { .. } => told(TAG_MOVED, error),
         PullError::ForeignPlatform { .. } => Refused::field("platform", error.to_string()),
         PullError::Store(store) => unstored(store),
-        PullError::Unpack { source: RuntimeError::Gone | RuntimeError::System { .. }, .. } => Refused::internal(error),
-        PullError::Unpack { source: RuntimeError::Layer(problem), .. } if problem.contains("No space left") => {
-            told(DISK_FULL, error)
-        }
+        PullError::Layer(LayerError::Unpack { source, .. }) => match source {
+            RuntimeError::Layer(problem) if problem.contains("No space left") => told(DISK_FULL, error),
+            RuntimeError::Gone | RuntimeError::System { .. } => Refused::internal(error),
+            _ => told(INVALID_IMAGE, error),
+        },
         PullError::Stopped => Refused::new(DRAINING, error.to_string()),
-        PullError::Corrupt { .. } => told(REGISTRY_FAILED, error),
+        PullError::Layer(LayerError::Corrupt { .. }) => told(REGISTRY_FAILED, error),
         _ => told(INVALID_IMAGE, error),
     }
 }

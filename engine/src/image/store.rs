@@ -33,7 +33,7 @@ pub use names::{TagError, Tagged};
 pub use prune::{Kept, PruneError, PrunePlan, PruneRequest, Pruned};
 pub use pull::{PullError, PullRequest, Pulled};
 pub use push::{PushError, PushRequest, Pushed};
-pub use refusal::ImportError;
+pub use refusal::{ImportError, LayerError};
 pub use removal::{RemoveError, Removed};
 pub use save::{ArchiveFormat, SaveError, Saving};
 use sizes::Sizes;

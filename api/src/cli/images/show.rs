@@ -41,8 +41,9 @@ pub(super) async fn list(client: &Client, query: ImageQuery, json: bool, quiet: 
 
 fn row(image: &Image) -> Vec<String> {
     let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".to_owned(), shown_size);
+    let name = image.reference.as_deref().unwrap_or("-");
     vec![
-        image.reference.clone().unwrap_or_else(|| "-".to_owned()),
+        if image.damage.is_some() { format!("{name} (damaged)") } else { name.to_owned() },
         short(&image.digest),
         image.layers.to_string(),
         shown_size(image.size_bytes),

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use jiff::Timestamp;
+use jiff::fmt::rfc2822;
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Body, Client, Method, Response, StatusCode, Url};
 use serde::Deserialize;
@@ -352,8 +354,17 @@ fn is_redirect(status: StatusCode) -> bool {
 }
 
 fn retry_after(answer: &Answer) -> Option<Duration> {
-    // A date instead of seconds is rare, and our own pause does as well.
-    answer.header("retry-after")?.trim().parse().ok().map(Duration::from_secs)
+    waiting_time(answer.header("retry-after")?.trim(), Timestamp::now())
+}
+
+/// What `Retry-After` says, which is seconds or a date.
+fn waiting_time(text: &str, now: Timestamp) -> Option<Duration> {
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = rfc2822::parse(text).ok()?.timestamp();
+    // One that is over asks for no waiting at all.
+    Some(Duration::try_from(until.duration_since(now)).unwrap_or_default())
 }
 
 fn shown(url: &Url) -> String {
@@ -378,4 +389,21 @@ async fn said(response: &mut Response) -> String {
     let Some(first) = said.errors.first() else { return String::new() };
     let words = if first.message.is_empty() { &first.code } else { &first.message };
     if words.is_empty() { String::new() } else { format!(": {}", printable(words.as_bytes())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registry_says_in_seconds_or_by_a_date_when_to_come_back() {
+        let now: Timestamp = "2026-01-31T12:00:00Z".parse().unwrap();
+        let waits = |text: &str| waiting_time(text, now);
+        assert_eq!(waits("120"), Some(Duration::from_secs(120)));
+        assert_eq!(waits("Sat, 31 Jan 2026 12:00:07 GMT"), Some(Duration::from_secs(7)));
+        assert_eq!(waits("Sat, 31 Jan 2026 11:00:00 GMT"), Some(Duration::ZERO));
+        for nonsense in ["", "soon", "-1", "Sat, 31 Jan", "99999999999999999999999"] {
+            assert_eq!(waits(nonsense), None, "{nonsense}");
+        }
+    }
 }

@@ -16,7 +16,7 @@ use super::blobs::{Arrived, Incoming};
 use super::index::{self, Entry};
 use super::members::{self, Members, Shape};
 use super::refusal::ImportError;
-use super::unpacking::{unpack, unpack_all};
+use super::unpacking::{Outcome, unpack, unpack_all};
 use super::{Hold, Image, ImageSummary, Record, RemoveError, Store, in_one_line};
 use crate::image::compression::{Bounds, Decompressed, Format};
 use crate::image::config::{Config, ConfigError};
@@ -151,15 +151,15 @@ impl Store {
         name: Option<&Reference>,
     ) -> Result<Vec<ImageSummary>, ImportError> {
         let names = name.map(own_name).transpose()?.into_iter().collect();
-        let (candidate, lease, skipped) = {
+        let (candidate, lease, unpacked) = {
             // What the layer will be called is known when it is unpacked; until its lease is taken, nothing may go.
             let _unnamed_layer = self.unnamed_layers.read().unwrap_or_else(PoisonError::into_inner);
-            let unpacked = Handle::current().block_on(unpack(self, runtime, &archive, 1))?;
+            let unpacked = Handle::current().block_on(unpack(runtime, &archive, 1))?;
             let candidate = Candidate::for_root(incoming, archive, &unpacked.layer, names)?;
             let lease = Lease::take(self, std::slice::from_ref(&candidate));
-            (candidate, lease, unpacked.skipped)
+            (candidate, lease, unpacked)
         };
-        self.conclude(runtime, lease, &[candidate], Ok(skipped))
+        self.conclude(runtime, lease, &[candidate], Outcome { unpacked: vec![unpacked], ..Outcome::default() })
     }
 
     fn import_members(
@@ -182,8 +182,8 @@ impl Store {
             (None, _) => {}
         }
         let lease = Lease::take(self, &candidates);
-        let unpacked = unpack_all(self, runtime, &candidates);
-        Ok(Loaded { images: self.conclude(runtime, lease, &candidates, unpacked)?, left_out })
+        let outcome = unpack_all(runtime, &candidates)?;
+        Ok(Loaded { images: self.conclude(runtime, lease, &candidates, outcome)?, left_out })
     }
 
     /// Takes the content over and sets the names; or takes everything back.
@@ -192,17 +192,24 @@ impl Store {
         runtime: &dyn Runtime,
         lease: Lease<'_>,
         candidates: &[Candidate],
-        unpacked: Result<Skipped, ImportError>,
+        outcome: Outcome,
     ) -> Result<Vec<ImageSummary>, ImportError> {
-        let kept = unpacked.and_then(|skipped| Ok((self.keep(candidates)?, skipped)));
+        let Outcome { unpacked, failure, unwanted } = outcome;
+        let kept = failure.map_or_else(|| self.keep(candidates), Err);
         drop(lease);
-        if let Err(error) = &kept
-            && let Err(discard_error) = self.discard(runtime, candidates, error)
+        if kept.is_err()
+            && let Err(discard_error) = self.discard(runtime, candidates, unwanted)
         {
             // The import's own error is what the caller wants to know; what is left goes at the next start.
             tracing::warn!(error = in_one_line(&discard_error), "a failed import left something behind");
         }
-        let (mut summaries, skipped) = kept?;
+        let mut summaries = kept?;
+        let mut skipped = Skipped::default();
+        for unpacked in &unpacked {
+            self.sizes.note(unpacked);
+            skipped.devices += unpacked.skipped.devices;
+            skipped.xattrs += unpacked.skipped.xattrs;
+        }
         for summary in &mut summaries {
             summary.skipped = Some(skipped);
         }
@@ -226,14 +233,16 @@ impl Store {
     }
 
     /// Removes what a failed import brought, as far as nobody else has it.
-    fn discard(&self, runtime: &dyn Runtime, candidates: &[Candidate], error: &ImportError) -> Result<(), RemoveError> {
+    fn discard(
+        &self,
+        runtime: &dyn Runtime,
+        candidates: &[Candidate],
+        unwanted: Vec<LayerId>,
+    ) -> Result<(), RemoveError> {
         let _no_unnamed_layers = self.unnamed_layers.write().unwrap_or_else(PoisonError::into_inner);
         let leases = self.leases();
-        let mut layers: HashSet<_> =
-            candidates.iter().flat_map(|candidate| candidate.config.diff_ids.clone()).collect();
-        if let ImportError::DiffId { actual, .. } = error {
-            layers.insert(actual.clone());
-        }
+        let expected = candidates.iter().flat_map(|candidate| candidate.config.diff_ids.clone());
+        let layers: HashSet<_> = expected.chain(unwanted).collect();
         let blobs = candidates.iter().flat_map(Candidate::files).map(|file| file.digest.clone()).collect();
         self.collect_blobs(&leases, blobs)?;
         self.collect_layers(&leases, runtime, layers)?;

@@ -1,4 +1,4 @@
-//! Why an archive does not become an image.
+//! Why an archive does not become an image, and why a layer is refused, wherever it came from.
 
 use std::io;
 use std::path::PathBuf;
@@ -68,17 +68,41 @@ pub enum ImportError {
     /// The name that was given for it cannot be used.
     #[error("{0}")]
     Name(String),
-    /// A layer could not be unpacked.
+    /// A layer is refused, or could not be unpacked.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
+    /// The parts do not fit together.
+    #[error("the image is refused: {0}")]
+    Mismatch(String),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a layer was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// It is not what it is called.
+    #[error("layer {number} is refused: the registry sent {actual} for {expected}")]
+    Corrupt {
+        /// Which, from 1, lowest first.
+        number: usize,
+        /// What was asked for.
+        expected: Digest,
+        /// What came.
+        actual: Digest,
+    },
+    /// It could not be unpacked.
     #[error("could not unpack layer {number} (`{blob}`)")]
     Unpack {
         /// Which, from 1, lowest first.
         number: usize,
         /// Its digest.
-        blob: String,
+        blob: Digest,
         /// Why.
         source: RuntimeError,
     },
-    /// A layer is not what the config says.
+    /// It is not what the config says.
     #[error("layer {number} is refused: its content is {}, and the config of the image says {}", actual.hex(), expected.hex())]
     DiffId {
         /// Which, from 1, lowest first.
@@ -88,12 +112,6 @@ pub enum ImportError {
         /// What came out.
         actual: LayerId,
     },
-    /// The parts do not fit together.
-    #[error("the image is refused: {0}")]
-    Mismatch(String),
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
 }
 
 impl ImportError {

@@ -1,28 +1,37 @@
 //! The layers of an import, several at once: each is unpacked in a throw-away sandbox of its own.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::fs::File;
+use std::pin::pin;
 
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::future::ready;
+use futures_util::stream::{self, StreamExt};
 use tokio::runtime::Handle;
 
-use super::Store;
 use super::blobs::Arrived;
 use super::import::Candidate;
-use super::refusal::ImportError;
-use crate::image::layer::Skipped;
+use super::refusal::{ImportError, LayerError};
 use crate::runtime::{Runtime, Unpacked};
 use crate::spec::LayerId;
 
 /// Layers of one import that are unpacked at a time.
 const LAYERS_AT_ONCE: usize = 4;
 
-/// Unpacks the layers of images, each once, and checks that they are what the configs say. Says what was left out.
-pub(super) fn unpack_all(
-    store: &Store,
-    runtime: &dyn Runtime,
-    candidates: &[Candidate],
-) -> Result<Skipped, ImportError> {
+/// What became of the layers of an import.
+#[derive(Default)]
+pub(super) struct Outcome {
+    /// What was unpacked, in no order.
+    pub(super) unpacked: Vec<Unpacked>,
+    /// Why not all of them were; those that were under way have ended as well.
+    pub(super) failure: Option<ImportError>,
+    /// What came out of layers that are not what the configs say.
+    pub(super) unwanted: Vec<LayerId>,
+}
+
+/// Unpacks the layers of images, each once, and checks that they are what the configs say. None is begun after one has
+/// failed.
+pub(super) fn unpack_all(runtime: &dyn Runtime, candidates: &[Candidate]) -> Result<Outcome, ImportError> {
     let mut wanted = Vec::new();
     let mut seen = HashSet::new();
     for candidate in candidates {
@@ -36,38 +45,35 @@ pub(super) fn unpack_all(
             }
         }
     }
-    let unpacking =
-        stream::iter(wanted).map(|(number, layer, expected)| unpack_as(store, runtime, layer, number, expected));
-    let sum = |sum: Skipped, skipped: Skipped| async move {
-        Ok(Skipped { devices: sum.devices + skipped.devices, xattrs: sum.xattrs + skipped.xattrs })
-    };
-    Handle::current().block_on(unpacking.buffer_unordered(LAYERS_AT_ONCE).try_fold(Skipped::default(), sum))
-}
-
-async fn unpack_as(
-    store: &Store,
-    runtime: &dyn Runtime,
-    layer: &Arrived,
-    number: usize,
-    expected: &LayerId,
-) -> Result<Skipped, ImportError> {
-    let Unpacked { layer: actual, skipped, .. } = unpack(store, runtime, layer, number).await?;
-    if actual == *expected {
-        return Ok(skipped);
+    let has_failed = Cell::new(false);
+    let unpacking = stream::iter(wanted).take_while(|_| ready(!has_failed.get()));
+    let unpacking = unpacking.map(|(number, layer, expected)| async move {
+        let unpacked = unpack(runtime, layer, number).await?;
+        Ok((number, expected, unpacked))
+    });
+    let mut outcome = Outcome::default();
+    let mut unpacking = pin!(unpacking.buffer_unordered(LAYERS_AT_ONCE));
+    while let Some(done) = Handle::current().block_on(unpacking.next()) {
+        let failure = match done {
+            Ok((_, expected, unpacked)) if unpacked.layer == *expected => {
+                outcome.unpacked.push(unpacked);
+                continue;
+            }
+            Ok((number, expected, Unpacked { layer: actual, .. })) => {
+                outcome.unwanted.push(actual.clone());
+                LayerError::DiffId { number, expected: expected.clone(), actual }.into()
+            }
+            Err(error) => error,
+        };
+        has_failed.set(true);
+        outcome.failure.get_or_insert(failure);
     }
-    Err(ImportError::DiffId { number, expected: expected.clone(), actual })
+    Ok(outcome)
 }
 
 /// Unpacks one layer; `number` is for messages.
-pub(super) async fn unpack(
-    store: &Store,
-    runtime: &dyn Runtime,
-    layer: &Arrived,
-    number: usize,
-) -> Result<Unpacked, ImportError> {
+pub(super) async fn unpack(runtime: &dyn Runtime, layer: &Arrived, number: usize) -> Result<Unpacked, ImportError> {
     let file = File::open(&layer.path).map_err(ImportError::Read)?;
-    let failed = |source| ImportError::Unpack { number, blob: layer.digest.to_string(), source };
-    let unpacked = runtime.unpack_layer(file).await.map_err(failed)?;
-    store.sizes.note(&unpacked);
-    Ok(unpacked)
+    let failed = |source| LayerError::Unpack { number, blob: layer.digest.clone(), source }.into();
+    runtime.unpack_layer(file).await.map_err(failed)
 }

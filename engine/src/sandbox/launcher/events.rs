@@ -8,7 +8,7 @@ use rustix::event::epoll;
 use crate::sandbox::handshake::{InitReply, Reply, Request, ZygoteReply, receive};
 use crate::sandbox::launcher::idle::QUIET;
 use crate::sandbox::launcher::lifecycle::Launcher;
-use crate::sandbox::launcher::live::{Launch, reap_process};
+use crate::sandbox::launcher::live::{Launch, reap_status};
 use crate::sys::{SysError, failed};
 
 /// Events taken from the kernel at a time.
@@ -201,8 +201,8 @@ impl Launcher {
 
     fn worker_died(&mut self, number: u64) -> Result<(), SysError> {
         let Some(worker) = self.workers.remove(&number) else { return Ok(()) };
-        reap_process(worker.process.as_fd())?;
-        self.finish_worker(worker)
+        let is_killed = reap_status(worker.process.as_fd())?;
+        self.finish_worker(worker, is_killed)
     }
 
     fn tell_census(&mut self) -> Result<(), SysError> {

@@ -174,7 +174,14 @@ pub(super) fn end_process(process: BorrowedFd<'_>) -> Result<(), SysError> {
 
 /// Takes in a process that is dead or about to die.
 pub(super) fn reap_process(process: BorrowedFd<'_>) -> Result<(), SysError> {
-    waitid(WaitId::PidFd(process), WaitIdOptions::EXITED).map(drop).map_err(failed("reap", "a process of a sandbox"))
+    reap_status(process).map(drop)
+}
+
+/// Takes in a process that has ended, and says whether it was killed.
+pub(super) fn reap_status(process: BorrowedFd<'_>) -> Result<bool, SysError> {
+    let status = waitid(WaitId::PidFd(process), WaitIdOptions::EXITED);
+    let status = status.map_err(failed("reap", "a process of a sandbox"))?;
+    Ok(status.is_some_and(|status| status.terminating_signal() == Some(Signal::KILL.as_raw())))
 }
 
 pub(super) fn kill_process(process: BorrowedFd<'_>) -> Result<(), SysError> {

@@ -154,10 +154,10 @@ impl Launcher {
     }
 
     /// Takes in what a worker that has ended left behind, tells who waits for it, and starts the next.
-    pub(super) fn finish_worker(&mut self, worker: Worker) -> Result<(), SysError> {
+    pub(super) fn finish_worker(&mut self, worker: Worker, is_killed: bool) -> Result<(), SysError> {
         let outcome: Outcome = match receive::<Outcome>(&worker.control, &mut self.buffer) {
             Ok(Some((outcome, _))) => outcome,
-            _ => Err(self.died_of(&worker)),
+            _ => Err(self.died_of(&worker, is_killed)),
         };
         let Worker { place, task, .. } = worker;
         self.places.give_back(place);
@@ -196,7 +196,7 @@ impl Launcher {
     }
 
     /// Why a worker ended without an answer.
-    fn died_of(&self, worker: &Worker) -> String {
+    fn died_of(&self, worker: &Worker, is_killed: bool) -> String {
         const HINT: &str = "hint: `ampoule serve --work-time` and `--work-cpu-time` allow more";
         let WorkTimes { cpu_seconds, wall_seconds } = self.work.times;
         if worker.is_late {
@@ -206,7 +206,8 @@ impl Launcher {
             Ok(usage) if usage.oom_kills > 0 => {
                 format!("the worker needed more than {} bytes of memory", WORKER_LIMITS.memory_bytes)
             }
-            Ok(usage) if usage.cpu_total_us >= cpu_seconds * 1_000_000 => {
+            // The kernel ends it by its own reckoning of the time, in ticks, which is not quite the control group's.
+            Ok(usage) if is_killed && usage.cpu_total_us >= cpu_seconds * 1_000_000 / 2 => {
                 format!("the worker used up {cpu_seconds} s of processor time\n{HINT}")
             }
             _ => "the worker ended without an answer".to_owned(),
