@@ -17,6 +17,7 @@ use std::time::Duration;
 use ampoule_tests::distribution::Distribution;
 use ampoule_tests::host;
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 
 use crate::report::machine;
 use contestant::{Ampoule, Contestant, Docker, Skopeo};
@@ -25,25 +26,36 @@ pub(crate) use sample::Which;
 
 /// How often memory is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// What is measured, in this order.
-const STEPS: [&str; 4] = ["pull", "push", "save", "load"];
 /// How many times faster than docker a pull has to be.
 const PULL_TIMES_MIN: f64 = 2.0;
+
+/// What is measured, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Step {
+    /// Brought from a registry
+    Pull,
+    /// Brought to a registry that has nothing of it
+    Push,
+    /// Written to an archive
+    Save,
+    /// Taken from an archive
+    Load,
+}
 
 /// All that was measured of one image.
 struct Results {
     sample: Sample,
     /// Seconds, one a round, by step and contestant.
-    seconds: BTreeMap<(&'static str, &'static str), Vec<f64>>,
+    seconds: BTreeMap<(Step, &'static str), Vec<f64>>,
     first_job: Vec<f64>,
     later_jobs: Vec<f64>,
     /// Most bytes of memory at a time, by step and contestant.
-    memory: BTreeMap<(&'static str, &'static str), u64>,
+    memory: BTreeMap<(Step, &'static str), u64>,
 }
 
 /// Measures, and returns the report as Markdown. Round 0 is not timed: files are read from the disk then, and memory is
 /// looked at.
-pub(crate) fn run(folder: &Path, rounds: RangeInclusive<u32>, which: &[Which]) -> Result<String> {
+pub(crate) fn run(folder: &Path, rounds: RangeInclusive<u32>, which: &[Which], steps: &[Step]) -> Result<String> {
     let mut contestants: Vec<Box<dyn Contestant>> =
         vec![Box::<Ampoule>::default(), Box::new(Docker::start(folder)?), Box::new(Skopeo::new(folder))];
     let source = Distribution::open();
@@ -62,7 +74,7 @@ pub(crate) fn run(folder: &Path, rounds: RangeInclusive<u32>, which: &[Which]) -
         for round in rounds.clone() {
             for contestant in &mut contestants {
                 let name = contestant.name();
-                play(contestant.as_mut(), &from, folder, round == 0, &mut results)
+                play(contestant.as_mut(), &from, folder, steps, round == 0, &mut results)
                     .with_context(|| format!("{name} in round {round}"))?;
                 eprintln!("round {round}: {} by {name}", results.sample.name);
             }
@@ -72,33 +84,39 @@ pub(crate) fn run(folder: &Path, rounds: RangeInclusive<u32>, which: &[Which]) -
     Ok(report(&all, *rounds.end()))
 }
 
-/// Has a contestant do everything once.
+/// Has a contestant do everything that is wanted once, and what comes before it.
 fn play(
     contestant: &mut dyn Contestant,
     from: &str,
     folder: &Path,
+    wanted: &[Step],
     looks_at_memory: bool,
     results: &mut Results,
 ) -> Result<()> {
     // Ampoule is the first, and writes what all load.
     let (own, archive) = (folder.join(format!("{}.tar", contestant.name())), folder.join("ampoule.tar"));
-    for step in STEPS {
-        let target = (step == "push").then(Distribution::open);
-        if matches!(step, "pull" | "load") {
+    for &step in Step::value_variants() {
+        let is_first = contestant.name() == "ampoule";
+        let is_needed = step == Step::Pull || (step == Step::Save && is_first && wanted.contains(&Step::Load));
+        if !is_needed && !wanted.contains(&step) {
+            continue;
+        }
+        let target = (step == Step::Push).then(Distribution::open);
+        if matches!(step, Step::Pull | Step::Load) {
             contestant.clear()?;
         }
         let (name, processes) = (contestant.name(), contestant.processes());
         let mut work = || match step {
-            "pull" => contestant.pull(from),
-            "push" => {
+            Step::Pull => contestant.pull(from),
+            Step::Push => {
                 let to = target.as_ref().map(|target| format!("{}/bench/copy:1", target.host()));
                 contestant.push(&to.unwrap_or_default())
             }
-            "save" => {
+            Step::Save => {
                 fs::remove_file(&own).or_else(missing_is_fine)?;
                 contestant.save(&own)
             }
-            _ => contestant.load(&archive),
+            Step::Load => contestant.load(&archive),
         };
         if looks_at_memory {
             let peak = watched(processes, work)?;
@@ -106,7 +124,7 @@ fn play(
         } else {
             results.seconds.entry((step, name)).or_default().push(work()?);
         }
-        if step == "pull"
+        if step == Step::Pull
             && let Some((first, later)) = contestant.jobs()?
             && !looks_at_memory
         {
@@ -158,12 +176,12 @@ fn report(all: &[Results], rounds: u32) -> String {
             plain_bytes / 1_000_000
         );
         text += "| | ampoule | docker | docker / ampoule | skopeo | skopeo / ampoule |\n|---|---|---|---|---|---|\n";
-        for step in STEPS {
+        for &step in Step::value_variants().iter().filter(|step| results.seconds.contains_key(&(**step, "ampoule"))) {
             let median_of = |name| median(results.seconds.get(&(step, name)).cloned().unwrap_or_default());
             let (ampoule, docker, skopeo) = (median_of("ampoule"), median_of("docker"), median_of("skopeo"));
             let _ = writeln!(
                 text,
-                "| {step} | {ampoule:.2} | {docker:.2} | {:.1} | {skopeo:.2} | {:.1} |",
+                "| {step:?} | {ampoule:.2} | {docker:.2} | {:.1} | {skopeo:.2} | {:.1} |",
                 docker / ampoule,
                 skopeo / ampoule
             );
@@ -182,10 +200,10 @@ fn report(all: &[Results], rounds: u32) -> String {
             continue;
         }
         text += "| memory of all processes, at most | ampoule | docker | skopeo |\n|---|---|---|---|\n";
-        for step in STEPS {
+        for &step in Step::value_variants() {
             let peak = |name| results.memory.get(&(step, name)).copied().unwrap_or_default() / 1_000_000;
             let _ =
-                writeln!(text, "| {step} | {} MB | {} MB | {} MB |", peak("ampoule"), peak("docker"), peak("skopeo"));
+                writeln!(text, "| {step:?} | {} MB | {} MB | {} MB |", peak("ampoule"), peak("docker"), peak("skopeo"));
         }
         text += "\n";
     }
@@ -194,7 +212,7 @@ fn report(all: &[Results], rounds: u32) -> String {
 
 /// What was promised and not reached, in words.
 fn missed(results: &Results) -> Option<String> {
-    let median_of = |name| median(results.seconds.get(&("pull", name)).cloned().unwrap_or_default());
+    let median_of = |name| median(results.seconds.get(&(Step::Pull, name)).cloned().unwrap_or_default());
     let times = median_of("docker") / median_of("ampoule");
     (times < PULL_TIMES_MIN).then(|| format!("a pull of {} is only {times:.1} times faster", results.sample.name))
 }

@@ -44,6 +44,9 @@ enum What {
     Images {
         /// The images; all without one
         images: Vec<images::Which>,
+        /// Measure only this, and what has to come before it; may be given several times
+        #[arg(long = "step", value_name = "STEP")]
+        steps: Vec<images::Step>,
         /// Rounds in which everybody takes part
         #[arg(long, default_value_t = ROUNDS, value_parser = clap::value_parser!(u32).range(1..=20))]
         rounds: u32,
@@ -55,9 +58,10 @@ fn main() -> Result<()> {
     hide_hybrid_cgroup()?;
     let folder = tempfile::Builder::new().prefix("ampoule-bench-").tempdir()?;
     match what {
-        Some(What::Images { images, rounds }) => {
+        Some(What::Images { images, steps, rounds }) => {
             let which = if images.is_empty() { images::Which::value_variants() } else { &images };
-            let text = images::run(folder.path(), if quick { 1..=1 } else { 0..=rounds }, which)?;
+            let steps = if steps.is_empty() { images::Step::value_variants() } else { &steps };
+            let text = images::run(folder.path(), if quick { 1..=1 } else { 0..=rounds }, which, steps)?;
             unmount_below(folder.path())?;
             fs::write(output_folder()?.join("images.md"), &text)?;
             say(&text);
