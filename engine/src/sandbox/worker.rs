@@ -228,7 +228,9 @@ fn perform(tools: Tools, ahead: Option<Ahead>) -> Outcome {
         }
         (Tools::Seal { upper, output, terms }, _) => seal(&upper, output, terms).map(Done::Unpacked),
         (Tools::Place { merged, upper, files, output, order }, _) => {
-            layer::place(File::from(files), merged.as_fd(), &order).map_err(|error| in_one_line(&error))?;
+            let owner = order.owner.as_deref().map(|owner| owner_of(owner, &merged)).transpose()?;
+            let placed = layer::place(File::from(files), merged.as_fd(), &order, owner);
+            placed.map_err(|error| in_one_line(&error))?;
             drop(merged);
             seal(&upper, output, order.terms).map(Done::Unpacked)
         }
@@ -244,6 +246,13 @@ fn perform(tools: Tools, ahead: Option<Ahead>) -> Outcome {
         }
         (Tools::Unpack { .. } | Tools::Check { .. }, None) => Err("a worker has no threads".to_owned()),
     }
+}
+
+/// As Docker understands the owner of a copy: a bare number is user and group at once.
+fn owner_of(owner: &str, root: &OwnedFd) -> Result<(u32, u32), String> {
+    let identity = users::look_up(owner, root.as_fd()).map_err(|error| in_one_line(&error))?;
+    let is_number = owner.parse::<u32>().is_ok();
+    Ok((identity.uid, if is_number { identity.uid } else { identity.gid }))
 }
 
 fn seal(upper: &OwnedFd, output: OwnedFd, terms: StepTerms) -> Result<UnpackedLayer, String> {

@@ -12,7 +12,6 @@ use super::folder::{Folder, OpenError};
 use super::is_kept;
 use crate::image::archive::{self, ArchiveError, Entry, Head, Kind, Timestamp, printable};
 use crate::image::tree::PlaceOrder;
-use crate::isolation::users::{self, UnknownUser};
 
 /// Mode of a folder that nobody described.
 const FOLDER_MODE: u32 = 0o755;
@@ -26,21 +25,23 @@ pub(crate) enum PlaceError {
     Archive(#[from] ArchiveError),
     #[error(transparent)]
     Path(#[from] archive::PathError),
-    #[error(transparent)]
-    User(#[from] UnknownUser),
     #[error("could not {action} `{path}`")]
     System { action: &'static str, path: String, source: io::Error },
     #[error("`{path}` {problem}")]
     Refused { path: String, problem: String },
 }
 
-/// Puts the files of a tar into `root`; see `PlaceOrder` for its form.
+/// Puts the files of a tar into `root`; see `PlaceOrder` for its form. `owner` is whom the order names.
 ///
 /// # Errors
-/// A tar that is none, a user that the image does not know, something in the way, a file system that fails.
-pub(crate) fn place(files: impl Read, root: BorrowedFd<'_>, order: &PlaceOrder) -> Result<(), PlaceError> {
+/// A tar that is none, something in the way, a file system that fails.
+pub(crate) fn place(
+    files: impl Read,
+    root: BorrowedFd<'_>,
+    order: &PlaceOrder,
+    owner: Option<(u32, u32)>,
+) -> Result<(), PlaceError> {
     rustix::process::umask(Mode::empty());
-    let owner = order.owner.as_deref().map(|owner| owner_of(owner, root)).transpose()?;
     let mut placer = Placer { root, order, owner, folder: None, times: Vec::new(), times_bytes: 0, buffer: Vec::new() };
     placer.buffer.resize(CONTENT_BUFFER_BYTES, 0);
     let mut reader = archive::Reader::new(files, archive::Limits::default());
@@ -55,13 +56,6 @@ pub(crate) fn place(files: impl Read, root: BorrowedFd<'_>, order: &PlaceOrder) 
         placer.open_folder(None)?;
     }
     placer.set_times()
-}
-
-/// As Docker understands it: a bare number is user and group at once.
-fn owner_of(owner: &str, root: BorrowedFd<'_>) -> Result<(u32, u32), PlaceError> {
-    let identity = users::look_up(owner, root)?;
-    let is_number = owner.parse::<u32>().is_ok();
-    Ok((identity.uid, if is_number { identity.uid } else { identity.gid }))
 }
 
 struct Placer<'a> {
