@@ -4,7 +4,9 @@
 pub mod check;
 pub mod context;
 pub mod dockerfile;
+pub mod execute;
 pub mod expand;
+pub(crate) mod gather;
 mod glob;
 pub mod ignore;
 pub mod plan;

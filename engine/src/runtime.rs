@@ -8,7 +8,7 @@ use std::pin::Pin;
 
 use tokio::net::unix::pipe;
 
-use crate::spec::{Exit, LayerId, SandboxSpec, Skipped, StopReason};
+use crate::spec::{Exit, LayerId, PlaceOrder, SandboxSpec, Skipped, StepTerms, StopReason, Wanted};
 
 pub mod scripted;
 
@@ -52,6 +52,42 @@ pub trait Runtime: Send + Sync + 'static {
     /// that differs is replaced, unless a job runs on it.
     fn check_layer(&self, layer: LayerId, archive: File, mends: bool) -> Pending<'_, Result<Checked, RuntimeError>> {
         let _ = (layer, archive, mends);
+        Box::pin(async { Err(RuntimeError::Layer(NO_TREES.to_owned())) })
+    }
+
+    /// Runs a command of a build on a root that it may change. What it changed becomes a layer when it ends with 0.
+    fn run_step(
+        &self,
+        spec: SandboxSpec,
+        input: Input,
+        terms: StepTerms,
+    ) -> Pending<'_, Result<RunningStep, RuntimeError>> {
+        let _ = (spec, input, terms);
+        Box::pin(async { Err(RuntimeError::Layer(NO_TREES.to_owned())) })
+    }
+
+    /// Puts files on top of the layers `base`, lowest first, in a throw-away sandbox. `files` is a tar in the form that
+    /// `PlaceOrder` describes; the tar of the layer goes to `output`, and the layer appears whole or not at all.
+    fn place_files(
+        &self,
+        base: Vec<LayerId>,
+        order: PlaceOrder,
+        files: OwnedFd,
+        output: OwnedFd,
+    ) -> Pending<'_, Result<Unpacked, RuntimeError>> {
+        let _ = (base, order, files, output);
+        Box::pin(async { Err(RuntimeError::Layer(NO_TREES.to_owned())) })
+    }
+
+    /// Writes a part of what these layers come to, lowest first, to `output` in the form that `place_files` takes. It
+    /// is read in a throw-away sandbox.
+    fn select_files(
+        &self,
+        layers: Vec<LayerId>,
+        wanted: Wanted,
+        output: OwnedFd,
+    ) -> Pending<'_, Result<(), RuntimeError>> {
+        let _ = (layers, wanted, output);
         Box::pin(async { Err(RuntimeError::Layer(NO_TREES.to_owned())) })
     }
 
@@ -99,6 +135,16 @@ pub struct Running {
     pub exit: Pending<'static, Result<Exit, RuntimeError>>,
     /// Asks for an early end; the exit follows. Asking twice, or after the end, does nothing.
     pub stop: Box<dyn Fn(StopReason) + Send + Sync>,
+}
+
+/// A command of a build that was asked for.
+pub struct RunningStep {
+    /// The command, as any other.
+    pub running: Running,
+    /// The tar of what it changed, written after it ended with 0.
+    pub tar: pipe::Receiver,
+    /// The layer; an error when the command ended otherwise.
+    pub layer: Pending<'static, Result<Unpacked, RuntimeError>>,
 }
 
 /// A layer on disk.

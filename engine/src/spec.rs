@@ -344,6 +344,42 @@ pub struct Skipped {
     pub xattrs: u64,
 }
 
+/// What holds for the layer of a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepTerms {
+    /// No file of it is younger than this, in seconds since 1970.
+    pub epoch: Option<i64>,
+}
+
+/// A part of a tree.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
+    /// Paths and patterns, relative to the root. Of folders it is what is in them.
+    pub sources: Vec<String>,
+    /// Patterns of what is left out, as in `.dockerignore`, relative to a source.
+    pub exclude: Vec<String>,
+    /// Whether the folders of a path come along.
+    pub parents: bool,
+}
+
+/// How files are put on top of layers.
+///
+/// They come as a tar with two folders: what is in `d` is what is in a folder, and `d` itself that folder; what is in
+/// `f` are single files, which can get another name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlaceOrder {
+    /// Where to, absolute. Links on the way are followed within the root.
+    pub destination: String,
+    /// Whether that is a folder, even for a single file and if it is not there yet.
+    pub is_folder: bool,
+    /// Whom everything belongs to, as `user[:group]`; looked up in the layers. Without it, whom the tar says.
+    pub owner: Option<String>,
+    /// The mode of everything, octal or symbolic. Without it, what the tar says.
+    pub mode: Option<String>,
+    /// What holds for the layer.
+    pub terms: StepTerms,
+}
+
 /// A file that the artifact globs match and that did not come out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftOut {

@@ -19,7 +19,7 @@ mod select;
 mod tar;
 mod walk;
 
-pub use select::{SelectError, Selection};
+pub use select::{Picked, SelectError, Selection};
 
 /// Bytes read of a file at a time.
 const BUFFER_BYTES: usize = 128 * 1024;
@@ -69,6 +69,10 @@ pub struct Entry {
     pub mode: u32,
     /// Bytes of a file.
     pub size: u64,
+    /// When it was changed last, in seconds since 1970. It goes into the image, and into no digest.
+    pub mtime: i64,
+    /// Where the content starts in the spool.
+    offset: u64,
     digest: OnceLock<Digest>,
 }
 
@@ -76,6 +80,8 @@ pub struct Entry {
 #[derive(Debug)]
 pub struct Context {
     root: Option<OwnedFd>,
+    /// What the files of a tar hold, one behind the other.
+    spool: Option<File>,
     entries: BTreeMap<Vec<u8>, Entry>,
     ignored: Ignore,
 }
@@ -131,7 +137,7 @@ impl Context {
         let root = rustix::fs::open(folder, flags, Mode::empty())
             .map_err(|error| system("open the folder", folder.display(), error.into()))?;
         let entries = walk::walk(&root, &ignored, limits)?;
-        Ok(Context { root: Some(root), entries, ignored })
+        Ok(Context { root: Some(root), spool: None, entries, ignored })
     }
 
     /// Lists a tar, plain and not compressed. Digests are taken in passing, since it cannot be read twice.
@@ -139,13 +145,22 @@ impl Context {
     /// # Errors
     /// A tar that is none, or holds more than `limits` allow.
     pub fn read_tar(input: impl Read, ignored: Ignore, limits: Limits) -> Result<Context, ContextError> {
-        let entries = tar::list(input, &ignored, limits)?;
-        Ok(Context { root: None, entries, ignored })
+        let entries = tar::list(input, None, &ignored, limits)?;
+        Ok(Context { root: None, spool: None, entries, ignored })
+    }
+
+    /// Reads a tar, plain and not compressed, and keeps what its files hold in `spool`, an empty file.
+    ///
+    /// # Errors
+    /// A tar that is none, or holds more than `limits` allow, and a spool that takes no more.
+    pub fn keep_tar(input: impl Read, spool: File, ignored: Ignore, limits: Limits) -> Result<Context, ContextError> {
+        let entries = tar::list(input, Some(&spool), &ignored, limits)?;
+        Ok(Context { root: None, spool: Some(spool), entries, ignored })
     }
 
     /// A context without any file.
     pub fn empty() -> Context {
-        Context { root: None, entries: BTreeMap::new(), ignored: Ignore::default() }
+        Context { root: None, spool: None, entries: BTreeMap::new(), ignored: Ignore::default() }
     }
 
     /// All entries in the order of their paths.
@@ -173,8 +188,21 @@ impl Context {
         if let Some(digest) = entry.digest.get() {
             return Ok(digest.clone());
         }
-        let digest = read(&mut self.open_file(path)?, entry.size, path)?;
+        let digest = read(&mut self.content(path)?, entry.size, path)?;
         Ok(entry.digest.get_or_init(|| digest).clone())
+    }
+
+    /// What a file holds.
+    ///
+    /// # Errors
+    /// A path that is no file, a file that is no longer what was listed, and every file of a tar that was only listed.
+    pub fn content(&self, path: &[u8]) -> Result<Content<'_>, ContextError> {
+        match (&self.spool, self.entries.get(path)) {
+            (Some(spool), Some(entry)) if entry.kind == Kind::File => {
+                Ok(Content::Part { spool, offset: entry.offset, left: entry.size })
+            }
+            _ => self.open_file(path).map(Content::File),
+        }
     }
 
     /// Opens a file of a folder: beneath the root, through no link.
@@ -190,6 +218,36 @@ impl Context {
         let file = File::from(opened.map_err(|error| system("open", shown(path), error.into()))?);
         let metadata = file.metadata().map_err(|error| system("look at", shown(path), error))?;
         if metadata.is_file() { Ok(file) } else { Err(ContextError::Changed { path: shown(path) }) }
+    }
+}
+
+/// What a file of a context holds.
+pub enum Content<'context> {
+    /// A file.
+    File(File),
+    /// A part of the spool.
+    Part {
+        /// The spool.
+        spool: &'context File,
+        /// Where the next byte is.
+        offset: u64,
+        /// How many bytes are left.
+        left: u64,
+    },
+}
+
+impl Read for Content<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Content::File(file) => file.read(buffer),
+            Content::Part { spool, offset, left } => {
+                let most = buffer.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                let count = std::os::unix::fs::FileExt::read_at(*spool, &mut buffer[..most], *offset)?;
+                *offset += count as u64;
+                *left -= count as u64;
+                Ok(count)
+            }
+        }
     }
 }
 
@@ -274,6 +332,6 @@ impl Keeper {
 
 impl Entry {
     fn new(kind: Kind, mode: u32, size: u64) -> Entry {
-        Entry { kind, mode, size, digest: OnceLock::new() }
+        Entry { kind, mode, size, mtime: 0, offset: 0, digest: OnceLock::new() }
     }
 }

@@ -15,10 +15,12 @@ use super::digest::{Hasher, Hashing};
 pub use crate::spec::Skipped;
 pub(crate) use ahead::Ahead;
 use folder::{Attributes, Folder, MadeFolder, Open};
+pub(crate) use place::place;
 pub use remove::{remove_all_in, remove_tree};
 
 mod ahead;
 mod folder;
+mod place;
 mod remove;
 
 /// Highest owner and group that a file may have: what a sandbox's user namespace maps.

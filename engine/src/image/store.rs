@@ -24,6 +24,7 @@ use super::reference::{Reference, ReferenceError};
 use crate::runtime::{Runtime, RuntimeError};
 use crate::spec::LayerId;
 use blobs::Blobs;
+pub use built::{ArrivedLayer, BuiltLayer, Foundation, STEP_LAYER_BYTES_MAX, Workshop, WorkshopError};
 pub use detail::{Detail, LayerDetail, StepDetail};
 pub use filter::{Filter, FilterError, LabelCondition, NamePattern};
 pub use import::{LeftOut, Loaded};
@@ -37,12 +38,14 @@ pub use refusal::{ImportError, LayerError};
 pub use removal::{RemoveError, Removed};
 pub use save::{ArchiveFormat, SaveError, Saving};
 use sizes::Sizes;
+pub use steps::{StepResult, StepTurn};
 pub use stock::{DiskUsage, ImageUsage, Reclaimable};
 pub use transfer::{LayerState, Progress, Stop, UNPACKS_AT_ONCE};
 pub use usage::{Account, Share};
 pub use verify::{Verified, VerifiedImage, VerifyError, VerifyOptions};
 
 mod blobs;
+mod built;
 mod detail;
 mod filter;
 mod import;
@@ -57,6 +60,7 @@ mod refusal;
 mod removal;
 mod save;
 mod sizes;
+mod steps;
 mod stock;
 mod transfer;
 mod unpacking;
@@ -262,6 +266,8 @@ pub struct Store {
     flights: pull::Flights,
     /// Held by whoever unpacks what is being pulled.
     unpacks: Semaphore,
+    /// What steps of builds came to.
+    steps: steps::Steps,
     /// Keeps other processes out; released when closed.
     _lock: File,
 }
@@ -292,20 +298,27 @@ impl Store {
                 tracing::warn!(image = %record.entry.label(), damage, "an image is damaged");
             }
         }
+        let on_disk = list_layers(&state.join("layers"))?;
+        let steps = steps::Steps::open(&folder, &blobs, &on_disk)?;
+        let (step_blobs, step_layers) = steps.contents();
         // Without an index, or with a manifest that cannot be read, nobody knows what belongs to an image.
         if !is_new && records.iter().all(|record| record.image.is_ok()) {
-            let swept = blobs.sweep(&reachable_blobs(&records))?;
+            let swept =
+                blobs.sweep(&reachable_blobs(&records).into_iter().chain(step_blobs.iter().cloned()).collect())?;
             if swept > 0 {
                 tracing::info!(blobs = swept, "removed content that no image has");
             }
         }
         let standing = lease::Standing::open(&folder)?;
+        let mut leases = Leases { blobs: HashMap::new(), layers: HashMap::new(), standing };
+        leases.count(&step_blobs, &step_layers);
         Ok(Store {
+            steps,
             sizes: Sizes::open(&folder),
             folder,
             layers_folder: state.join("layers"),
             blobs,
-            changes: Mutex::new(Leases { blobs: HashMap::new(), layers: HashMap::new(), standing }),
+            changes: Mutex::new(leases),
             unnamed_layers: RwLock::default(),
             records: RwLock::new(records),
             flights: pull::Flights::default(),
@@ -408,17 +421,21 @@ impl Store {
     }
 
     fn layers_on_disk(&self) -> Result<HashSet<LayerId>, StoreError> {
-        let listed = match fs::read_dir(&self.layers_folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(HashSet::new()),
-            listed => listed.map_err(system("list", &self.layers_folder))?,
-        };
-        let mut layers = HashSet::new();
-        for entry in listed {
-            let entry = entry.map_err(system("list", &self.layers_folder))?;
-            layers.extend(entry.file_name().to_str().and_then(|name| LayerId::parse(name).ok()));
-        }
-        Ok(layers)
+        list_layers(&self.layers_folder)
     }
+}
+
+fn list_layers(folder: &Path) -> Result<HashSet<LayerId>, StoreError> {
+    let listed = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(HashSet::new()),
+        listed => listed.map_err(system("list", folder))?,
+    };
+    let mut layers = HashSet::new();
+    for entry in listed {
+        let entry = entry.map_err(system("list", folder))?;
+        layers.extend(entry.file_name().to_str().and_then(|name| LayerId::parse(name).ok()));
+    }
+    Ok(layers)
 }
 
 impl Record {

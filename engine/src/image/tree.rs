@@ -8,12 +8,15 @@ use std::io::{self, Read};
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::spec::{PlaceOrder, StepTerms, Wanted};
 pub(crate) use compare::{check, write_changes};
-pub(crate) use export::export;
+pub(crate) use export::{Export, export};
+pub(crate) use seal::seal;
 
 mod compare;
 mod export;
-mod walk;
+mod seal;
+pub(crate) mod walk;
 
 /// Longest change on its way, in bytes: two paths, two link targets and the attributes that are told.
 const CHANGE_BYTES_MAX: usize = 128 * 1024;

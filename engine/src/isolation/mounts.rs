@@ -59,11 +59,23 @@ const DEVICE_LINKS: [(&str, &str); 4] = [
     ("stdout", "/proc/self/fd/1"),
     ("stderr", "/proc/self/fd/2"),
 ];
+/// Folders of every `/dev`.
+const DEVICE_FOLDERS: [&str; 2] = ["shm", "pts"];
 /// Room in `/dev/shm`, in bytes: Docker's default, which test suites with many processes are used to.
 const SHARED_MEMORY_BYTES: u64 = 64 * 1024 * 1024;
 /// Most folders of an overlay that are mounted by one call with options, which is quicker for few; of more, each is
 /// an option of its own, since together they have to fit a page.
 const FOLDERS_IN_OPTIONS_MAX: usize = 16;
+/// The folder of a draft that takes what is changed.
+pub(crate) const UPPER: &str = "upper";
+/// The folder of a draft that overlayfs works in.
+pub(crate) const WORK: &str = "work";
+/// Where a draft is mounted.
+pub(super) const DRAFT: &str = "/u";
+/// Where a step finds a script that it runs, below `/dev`.
+const SCRIPTS: &str = "pipes";
+/// Room for the scripts of a step, in bytes.
+const SCRIPTS_BYTES: u64 = 4 * 1024 * 1024;
 /// User and group that own the zygote's own tree.
 const HOST_ROOT: (u32, u32) = (0, 0);
 /// What every mount of a layer forbids.
@@ -78,7 +90,7 @@ pub(crate) fn enter_zygote_tree(layers: BorrowedFd<'_>, names: &[&str]) -> Resul
     // Cloned first: the kernel clones only what is in the caller's own namespace.
     let trees = names.iter().map(|name| clone_layer(layers, name)).collect::<Result<Vec<_>, _>>()?;
     let root = enter_small_root()?;
-    for folder in ["/layers", "/m", "/s", "/r", "/dev"] {
+    for folder in ["/layers", "/m", "/s", "/r", "/dev", DRAFT] {
         make_folder(folder)?;
     }
     // A layer that hides all below it leaves them out.
@@ -88,9 +100,36 @@ pub(crate) fn enter_zygote_tree(layers: BorrowedFd<'_>, names: &[&str]) -> Resul
         make_folder(&format!("/m/{number}"))?;
         attach(tree, &target)?;
     }
-    attach(&devices(HOST_ROOT)?, "/dev")?;
+    attach(&devices(HOST_ROOT, &DEVICE_FOLDERS)?, "/dev")?;
     let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, id_map: None };
     sys::mount_setattr(root.as_fd(), attributes).map_err(failed("make read-only", "the zygote's root"))
+}
+
+/// As `enter_zygote_tree`, for one sandbox of a build, with the draft that takes what it changes.
+///
+/// # Errors
+/// The call that the kernel refused.
+pub(crate) fn enter_step_tree(
+    layers: BorrowedFd<'_>,
+    names: &[&str],
+    draft: BorrowedFd<'_>,
+    id_map: BorrowedFd<'_>,
+) -> Result<(), SysError> {
+    let draft = clone_draft(draft, Some(id_map))?;
+    enter_zygote_tree(layers, names)?;
+    attach(&draft, DRAFT)
+}
+
+/// A copy of a draft's mount, attached nowhere yet.
+///
+/// # Errors
+/// The call that the kernel refused.
+pub(super) fn clone_draft(draft: BorrowedFd<'_>, id_map: Option<BorrowedFd<'_>>) -> Result<OwnedFd, SysError> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = open_tree(draft, "", flags).map_err(failed("clone", "the draft"))?;
+    let attributes = MountAttributes { set: libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV, id_map };
+    sys::mount_setattr(tree.as_fd(), attributes).map_err(failed("map the owners of", "the draft"))?;
+    Ok(tree)
 }
 
 /// Moves the calling process into a mount namespace that holds nothing but a small tmpfs, which is returned.
@@ -143,7 +182,7 @@ pub(crate) fn clone_layer(layers: BorrowedFd<'_>, name: &str) -> Result<OwnedFd,
 }
 
 /// A `/dev` of its own: a tmpfs that nobody can write to.
-fn devices(owner: (u32, u32)) -> Result<OwnedFd, SysError> {
+fn devices(owner: (u32, u32), folders: &[&str]) -> Result<OwnedFd, SysError> {
     let (uid, gid) = (owner.0.to_string(), owner.1.to_string());
     let options = [("size", "64k"), ("nr_inodes", "64"), ("mode", "0755"), ("uid", &uid), ("gid", &gid)];
     let tree = tmpfs(&options, MountAttrFlags::MOUNT_ATTR_NOSUID)?;
@@ -155,8 +194,8 @@ fn devices(owner: (u32, u32)) -> Result<OwnedFd, SysError> {
     for (name, target) in DEVICE_LINKS {
         symlinkat(target, &tree, name).map_err(failed("make link", name))?;
     }
-    for name in ["shm", "pts"] {
-        mkdirat(&tree, name, Mode::from_raw_mode(0o755)).map_err(failed("make folder", name))?;
+    for name in folders {
+        mkdirat(&tree, *name, Mode::from_raw_mode(0o755)).map_err(failed("make folder", *name))?;
     }
     let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, id_map: None };
     sys::mount_setattr(tree.as_fd(), attributes).map_err(failed("make read-only", "/dev"))?;
@@ -168,12 +207,17 @@ fn devices(owner: (u32, u32)) -> Result<OwnedFd, SysError> {
 ///
 /// # Errors
 /// A sentence for the job's owner: what could not be made, or what in the frame does not fit the image.
-pub(crate) fn enter_sandbox_root(frame: &Frame, id_map: BorrowedFd<'_>, first_id: u32) -> Result<Identity, RootError> {
+pub(crate) fn enter_sandbox_root(
+    frame: &Frame,
+    id_map: BorrowedFd<'_>,
+    first_id: u32,
+    is_step: bool,
+) -> Result<Identity, RootError> {
     let layers = lowest_seen(frame.layers.len())?..frame.layers.len();
     for number in layers.clone() {
         map_layer(number, id_map)?;
     }
-    let root = make_root(frame, layers, first_id)?;
+    let root = make_root(frame, layers, first_id, is_step)?;
     let identity = crate::isolation::users::look_up(&frame.user, root.as_fd())?;
     let owner = (first_id + identity.uid, first_id + identity.gid);
     let mut writable: Vec<&WritablePath> = frame.writable.iter().collect();
@@ -183,7 +227,7 @@ pub(crate) fn enter_sandbox_root(frame: &Frame, id_map: BorrowedFd<'_>, first_id
         mount_writable(root.as_fd(), path, owner)?;
     }
     mount_proc(root.as_fd())?;
-    mount_dev(root.as_fd(), first_id, owner)?;
+    mount_dev(root.as_fd(), first_id, owner, is_step)?;
     hide_parts_of_proc()?;
     fchdir(&root).map_err(failed("enter", "the sandbox's root"))?;
     mount_move("/r", "/").map_err(failed("move", "the sandbox's root"))?;
@@ -225,7 +269,7 @@ fn map_layer(number: usize, id_map: BorrowedFd<'_>) -> Result<(), SysError> {
 }
 
 /// Mounts the root at `/r`: an overlay, with the folders that the image lacks as its highest layer.
-fn make_root(frame: &Frame, layers: Range<usize>, first_id: u32) -> Result<OwnedFd, RootError> {
+fn make_root(frame: &Frame, layers: Range<usize>, first_id: u32, is_step: bool) -> Result<OwnedFd, RootError> {
     let layers: Vec<String> = layers.rev().map(|number| format!("/m/{number}")).collect();
     // A single layer shows what is missing as it is; several only show it merged.
     let image = match layers.as_slice() {
@@ -233,6 +277,15 @@ fn make_root(frame: &Frame, layers: Range<usize>, first_id: u32) -> Result<Owned
         several => mount_overlay(several)?,
     };
     let missing = missing_folders(image.as_fd(), frame)?;
+    if is_step {
+        let mut below = layers;
+        if !missing.is_empty() {
+            make_missing_folders(image.as_fd(), &missing, first_id)?;
+            below.insert(0, "/s".to_owned());
+        }
+        attach(&overlay::mount_writable(&below, first_id)?, "/r")?;
+        return Ok(open_folder("/r")?);
+    }
     if missing.is_empty() && layers.len() > 1 {
         return Ok(image);
     }
@@ -365,13 +418,21 @@ fn mount_proc(root: BorrowedFd<'_>) -> Result<(), SysError> {
     attach_to(&tree, target.as_fd(), "/proc")
 }
 
-fn mount_dev(root: BorrowedFd<'_>, first_id: u32, owner: (u32, u32)) -> Result<(), SysError> {
-    let tree = devices((first_id, first_id))?;
+fn mount_dev(root: BorrowedFd<'_>, first_id: u32, owner: (u32, u32), is_step: bool) -> Result<(), SysError> {
+    let with_scripts = [DEVICE_FOLDERS[0], DEVICE_FOLDERS[1], SCRIPTS];
+    let tree = devices((first_id, first_id), if is_step { &with_scripts } else { &DEVICE_FOLDERS })?;
     let target = open_below(root, "dev", ResolveFlags::NO_SYMLINKS).map_err(failed("open", "/dev"))?;
     attach_to(&tree, target.as_fd(), "/dev")?;
     let shared_memory = writable_tmpfs(SHARED_MEMORY_BYTES, 4096, "1777", owner)?;
     let target = open_below(root, "dev/shm", ResolveFlags::NO_SYMLINKS).map_err(failed("open", "/dev/shm"))?;
-    attach_to(&shared_memory, target.as_fd(), "/dev/shm")
+    attach_to(&shared_memory, target.as_fd(), "/dev/shm")?;
+    if !is_step {
+        return Ok(());
+    }
+    let scripts = writable_tmpfs(SCRIPTS_BYTES, 64, "0755", owner)?;
+    let path = format!("dev/{SCRIPTS}");
+    let target = open_below(root, &path, ResolveFlags::NO_SYMLINKS).map_err(failed("open", path.as_str()))?;
+    attach_to(&scripts, target.as_fd(), &path)
 }
 
 fn hide_parts_of_proc() -> Result<(), SysError> {

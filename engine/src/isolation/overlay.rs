@@ -7,7 +7,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
 };
 
-use super::mounts;
+use super::{mounts, users};
 use crate::sys::{MountAttributes, SysError, failed, mount_setattr};
 
 /// The attribute of a layer's root that hides all layers below it. overlayfs itself looks for it in folders only.
@@ -41,6 +41,68 @@ pub(super) fn mount(folders: &[String]) -> Result<OwnedFd, SysError> {
     let attributes =
         MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed("mount", "the layers of the image"))
+}
+
+/// A writable overlay of these folders, highest first, and of the draft at `DRAFT`, attached nowhere yet. What it makes
+/// by itself, as the marks of deleted files, belongs to `owner`: the caller's own id has no place in the draft.
+///
+/// # Errors
+/// The call that the kernel refused.
+pub(super) fn mount_writable(folders: &[String], owner: u32) -> Result<OwnedFd, SysError> {
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed("open", "overlay"))?;
+    let set = |key: &str, value: &str| {
+        fsconfig_set_string(&context, key, value).map_err(failed("set overlay option", format!("{key}={value}")))
+    };
+    fsconfig_set_flag(&context, "userxattr").map_err(failed("set overlay option", "userxattr"))?;
+    // Whoever makes a layer of it brings all to disk at once; until then nobody needs it after a crash.
+    fsconfig_set_flag(&context, "volatile").map_err(failed("set overlay option", "volatile"))?;
+    let one_by_one = folders.iter().try_for_each(|folder| set("lowerdir+", folder));
+    match one_by_one {
+        // Kernels before 6.8 take them in one option only.
+        Err(error) if error.source.raw_os_error() == Some(libc::EINVAL) => set("lowerdir", &folders.join(":"))?,
+        other => other?,
+    }
+    set("upperdir", &format!("{}/{}", mounts::DRAFT, mounts::UPPER))?;
+    set("workdir", &format!("{}/{}", mounts::DRAFT, mounts::WORK))?;
+    users::with_file_ids(owner, || fsconfig_create(&context).map_err(failed("make", "a writable overlay")))?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed("mount", "a writable overlay"))
+}
+
+/// Moves the calling process into a mount namespace that holds these layers, lowest first, a draft, and nothing else
+/// of the host. Returns what they come to, to be changed through its descriptor, and what of it is in the draft.
+///
+/// # Errors
+/// The call that the kernel refused.
+pub(crate) fn enter_writers_tree(
+    layers: BorrowedFd<'_>,
+    names: &[&str],
+    draft: BorrowedFd<'_>,
+) -> Result<(OwnedFd, OwnedFd), SysError> {
+    // Cloned first: the kernel clones only what is in the caller's own namespace.
+    let mut trees = names.iter().map(|name| mounts::clone_layer(layers, name)).collect::<Result<Vec<_>, _>>()?;
+    let draft = mounts::clone_draft(draft, None)?;
+    let _root = mounts::enter_small_root()?;
+    trees.drain(..hidden(&trees));
+    for folder in [mounts::DRAFT, "/l", "/l/nothing"] {
+        mounts::make_folder(folder)?;
+    }
+    mounts::attach(&draft, mounts::DRAFT)?;
+    let mut folders = Vec::with_capacity(trees.len());
+    for (number, tree) in trees.iter().enumerate().rev() {
+        let path = format!("/l/{number}");
+        mounts::make_folder(&path)?;
+        mounts::attach(tree, &path)?;
+        folders.push(path);
+    }
+    if folders.is_empty() {
+        folders.push("/l/nothing".to_owned());
+    }
+    let merged = mount_writable(&folders, users::IMAGE_FIRST_ID)?;
+    let upper = format!("{}/{}", mounts::DRAFT, mounts::UPPER);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let upper = rustix::fs::open(upper.as_str(), flags, Mode::empty()).map_err(failed("open", upper))?;
+    Ok((merged, upper))
 }
 
 /// Moves the calling process into a mount namespace that holds these layers and nothing else of the host, and

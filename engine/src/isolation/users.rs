@@ -84,6 +84,23 @@ pub(crate) fn become_ids(uid: u32, gid: u32, groups: &[u32]) -> Result<(), SysEr
     set_thread_res_uid(uid, uid, uid).map_err(failed("become user", uid.as_raw().to_string()))
 }
 
+/// Does something as if files belonged to `id`, with all capabilities of the caller, who is root and of one thread.
+///
+/// # Errors
+/// The call that the kernel refused, and what `action` fails with.
+pub(crate) fn with_file_ids<T>(id: u32, action: impl FnOnce() -> Result<T, SysError>) -> Result<T, SysError> {
+    let all = rustix::thread::capabilities(None).map_err(failed("read", "the capabilities"))?;
+    nix::unistd::setfsgid(nix::unistd::Gid::from_raw(id));
+    nix::unistd::setfsuid(nix::unistd::Uid::from_raw(id));
+    // The kernel takes some capabilities together with the id 0.
+    let done = rustix::thread::set_capabilities(None, all).map_err(failed("keep", "the capabilities"));
+    let done = done.and_then(|()| action());
+    nix::unistd::setfsuid(nix::unistd::Uid::from_raw(0));
+    nix::unistd::setfsgid(nix::unistd::Gid::from_raw(0));
+    rustix::thread::set_capabilities(None, all).map_err(failed("keep", "the capabilities"))?;
+    done
+}
+
 /// Drops all privileges of a process that was started as root: it is this user from now on, has no capability
 /// and can gain none. To be called before the first thread is started.
 ///

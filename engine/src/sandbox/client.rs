@@ -22,10 +22,12 @@ use tokio::sync::{oneshot, watch};
 
 use lent::{LentSandbox, Pick, Run, Shelf, expect_exit};
 
-use crate::runtime::{Census, Checked, Exported, Input, Pending, Running, Runtime, RuntimeError, Stdin, Unpacked};
+use crate::runtime::{
+    Census, Checked, Exported, Input, Pending, Running, RunningStep, Runtime, RuntimeError, Stdin, Unpacked,
+};
 use crate::sandbox::handshake::{Look, Looked, Reply, Request, UnpackedLayer, message_buffer, receive, send};
 use crate::sandbox::launcher::LauncherHandle;
-use crate::spec::{Exit, LayerId, SandboxSpec, StopReason};
+use crate::spec::{Exit, LayerId, PlaceOrder, SandboxSpec, StepTerms, StopReason, Wanted};
 use crate::sys;
 
 /// How long the launcher may take to end everything when the service leaves.
@@ -299,6 +301,13 @@ fn standard_input(stdin: Stdin) -> Result<(OwnedFd, Option<pipe::Sender>), Runti
     }
 }
 
+/// The layer that a worker made.
+async fn layer_of(answer: oneshot::Receiver<Result<UnpackedLayer, String>>) -> Result<Unpacked, RuntimeError> {
+    let made = answer.await.map_err(|_| RuntimeError::Gone)?.map_err(RuntimeError::Layer)?;
+    let UnpackedLayer { layer, tar_bytes, entries, skipped } = made;
+    Ok(Unpacked { layer, tar_bytes, entries, skipped })
+}
+
 impl Runtime for Client {
     fn launch(&self, spec: SandboxSpec, input: Input) -> Pending<'_, Result<Running, RuntimeError>> {
         Box::pin(async move {
@@ -318,6 +327,62 @@ impl Runtime for Client {
         })
     }
 
+    fn run_step(
+        &self,
+        spec: SandboxSpec,
+        input: Input,
+        terms: StepTerms,
+    ) -> Pending<'_, Result<RunningStep, RuntimeError>> {
+        Box::pin(async move {
+            spec.check()?;
+            let (stdin_reader, stdin) = standard_input(input.stdin)?;
+            let (stdout_writer, stdout) = command_writes()?;
+            let (stderr_writer, stderr) = command_writes()?;
+            let (tar_writer, tar) = command_writes()?;
+            let (token, exit) = expect_exit(&self.shared)?;
+            let (sender, sealed) = oneshot::channel();
+            let layer = self.shared.token(Waiting::Unpack(sender))?;
+            let mut descriptors = vec![stdin_reader.as_fd(), stdout_writer.as_fd(), stderr_writer.as_fd()];
+            descriptors.extend(input.files.as_ref().map(AsFd::as_fd));
+            descriptors.push(tar_writer.as_fd());
+            let has_files = input.files.is_some();
+            let request = Request::Step { token, layer, spec: Box::new(spec), has_files, terms };
+            self.shared.ask(token, &request, &descriptors).await?;
+            let shared = Arc::clone(&self.shared);
+            let stop = Box::new(move |reason: StopReason| shared.post(Request::Stop { token, reason }));
+            let exit: Pending<'static, _> = Box::pin(async { exit.await.map_err(|_| RuntimeError::Gone) });
+            let running = Running { stdout, stderr, stdin, artifacts: None, exit, stop };
+            Ok(RunningStep { running, tar, layer: Box::pin(layer_of(sealed)) })
+        })
+    }
+
+    fn place_files(
+        &self,
+        base: Vec<LayerId>,
+        order: PlaceOrder,
+        files: OwnedFd,
+        output: OwnedFd,
+    ) -> Pending<'_, Result<Unpacked, RuntimeError>> {
+        Box::pin(async move {
+            let (sender, answer) = oneshot::channel();
+            let token = self.shared.token(Waiting::Unpack(sender))?;
+            let request = Request::Place { token, base, order: Box::new(order) };
+            self.shared.ask(token, &request, &[files.as_fd(), output.as_fd()]).await?;
+            // The other ends of these pipes have to see when the worker is gone.
+            drop((files, output));
+            layer_of(answer).await
+        })
+    }
+
+    fn select_files(
+        &self,
+        layers: Vec<LayerId>,
+        wanted: Wanted,
+        output: OwnedFd,
+    ) -> Pending<'_, Result<(), RuntimeError>> {
+        Box::pin(async move { self.look(Look::Select { layers, wanted }, output).await.map(drop) })
+    }
+
     fn unpack_layer(&self, archive: File) -> Pending<'_, Result<Unpacked, RuntimeError>> {
         Box::pin(async move {
             let (sender, answer) = oneshot::channel();
@@ -325,9 +390,7 @@ impl Runtime for Client {
             self.shared.ask(token, &Request::Unpack { token }, &[archive.as_fd()]).await?;
             // It may be a pipe: whoever writes to it has to see when the worker, its only reader then, is gone.
             drop(archive);
-            let unpacked = answer.await.map_err(|_| RuntimeError::Gone)?.map_err(RuntimeError::Layer)?;
-            let UnpackedLayer { layer, tar_bytes, entries, skipped } = unpacked;
-            Ok(Unpacked { layer, tar_bytes, entries, skipped })
+            layer_of(answer).await
         })
     }
 

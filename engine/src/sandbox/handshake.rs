@@ -26,6 +26,7 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::image::tree::{PlaceOrder, StepTerms, Wanted};
 use crate::isolation::cgroup::MeterTerms;
 use crate::spec::{
     Artifacts, Command, Exit, Frame, LayerId, LeftOut, Limits, Phases, SandboxSpec, Skipped, StopReason,
@@ -54,6 +55,13 @@ pub(crate) enum Request {
     Remove { token: u64, layer: LayerId },
     /// Reads unpacked layers; the one descriptor is what `Look` says.
     Look { token: u64, look: Look },
+    /// Runs a command of a build on a root that it may change; what it changed becomes a layer when it ends with 0.
+    /// `token` is answered with its exit, `layer` with the layer. Descriptors: stdin, stdout, stderr, the archive of
+    /// files where announced, then where the tar of the layer is to be written to.
+    Step { token: u64, layer: u64, spec: Box<SandboxSpec>, has_files: bool, terms: StepTerms },
+    /// Puts files on top of layers; what changes becomes a layer. Descriptors: a tar of the files, where the tar of the
+    /// layer is to be written to.
+    Place { token: u64, base: Vec<LayerId>, order: Box<PlaceOrder> },
 }
 
 /// What is read of unpacked layers, and for what.
@@ -65,6 +73,8 @@ pub(crate) enum Look {
     Compare { before: Vec<LayerId>, after: Vec<LayerId> },
     /// Compares a layer with its archive, the descriptor, and has it take the layer's place where they differ.
     Check { layer: LayerId, mends: bool },
+    /// Writes a part of what these layers come to to the descriptor, in the form that `Request::Place` takes.
+    Select { layers: Vec<LayerId>, wanted: Wanted },
 }
 
 /// What a look came to.

@@ -27,7 +27,7 @@ use crate::isolation::users::{self, Identity};
 use crate::isolation::{capabilities, mounts, network};
 use crate::sandbox::handshake::{InitReply, InitRequest, Start, message_buffer, receive, send};
 use crate::sandbox::{descriptors, exec};
-use crate::spec::{Frame, Phases};
+use crate::spec::{Frame, LayerId, Phases};
 use crate::sys::{self, SysError, failed, in_one_line};
 
 /// Niceness of a sandbox that is made ahead: it must not slow down the jobs that run.
@@ -43,6 +43,16 @@ pub(crate) struct Birth<'a> {
     pub(crate) id_map: OwnedFd,
     /// Version 1 only: one open `tasks` file a hierarchy.
     pub(crate) groups: Vec<OwnedFd>,
+    /// For a step of a build, which has no zygote.
+    pub(crate) step: Option<StepBirth>,
+}
+
+/// What a step of a build is given besides.
+pub(crate) struct StepBirth {
+    /// The folder of layers.
+    pub(crate) layers: OwnedFd,
+    /// The folder that takes what is changed.
+    pub(crate) draft: OwnedFd,
 }
 
 /// The plain part of it.
@@ -64,17 +74,23 @@ pub(crate) fn live(birth: Birth<'_>) -> ! {
 
 fn answer(birth: Birth<'_>) -> Result<(), SysError> {
     let mut all = vec![birth.control, birth.user_namespace, birth.id_map];
+    let is_step = birth.step.is_some();
+    all.extend(birth.step.into_iter().flat_map(|step| [step.layers, step.draft]));
     all.extend(birth.groups);
     let mut kept = descriptors::keep_only(all)?.into_iter();
     let (Some(control), Some(user_namespace), Some(id_map)) = (kept.next(), kept.next(), kept.next()) else {
         return Ok(());
     };
     let children = watch_children()?;
-    let kept = Kept { user_namespace, id_map, groups: kept.collect() };
+    let step = if is_step { kept.next().zip(kept.next()) } else { None };
+    let step = step.map(|(layers, draft)| StepBirth { layers, draft });
+    let kept = Kept { user_namespace, id_map, groups: kept.collect(), step };
     match prepare(&birth.frame, &birth.terms, kept) {
         Ok((identity, phases)) => {
             send(&control, &InitReply::Ready { phases }, &[]).map_err(failed("answer", "the launcher"))?;
-            let writable = birth.frame.writable.into_iter().map(|writable| writable.path).collect();
+            let writable = birth.frame.writable.into_iter().map(|writable| writable.path);
+            // Of a step, all can be full.
+            let writable = writable.chain(is_step.then(|| "/".to_owned())).collect();
             Prepared { control, children, identity, writable }.serve()
         }
         Err(error) => {
@@ -121,6 +137,7 @@ struct Kept {
     user_namespace: OwnedFd,
     id_map: OwnedFd,
     groups: Vec<OwnedFd>,
+    step: Option<StepBirth>,
 }
 
 fn prepare(frame: &Frame, birth: &Terms<'_>, kept: Kept) -> Result<(Identity, Phases), PrepareError> {
@@ -135,7 +152,12 @@ fn prepare(frame: &Frame, birth: &Terms<'_>, kept: Kept) -> Result<(Identity, Ph
     phases.cgroup_us = watch.lap_us();
     network::enter_empty()?;
     phases.network_us = watch.lap_us();
-    let identity = mounts::enter_sandbox_root(frame, kept.id_map.as_fd(), birth.first_id)?;
+    let is_step = kept.step.is_some();
+    if let Some(StepBirth { layers, draft }) = &kept.step {
+        let names: Vec<&str> = frame.layers.iter().map(LayerId::hex).collect();
+        mounts::enter_step_tree(layers.as_fd(), &names, draft.as_fd(), kept.id_map.as_fd())?;
+    }
+    let identity = mounts::enter_sandbox_root(frame, kept.id_map.as_fd(), birth.first_id, is_step)?;
     // The launcher's own is 0; a command expects the usual one.
     rustix::process::umask(Mode::from_raw_mode(0o022));
     nix::unistd::sethostname(&frame.hostname).map_err(failed("set", "the host name"))?;
@@ -144,7 +166,7 @@ fn prepare(frame: &Frame, birth: &Terms<'_>, kept: Kept) -> Result<(Identity, Ph
     if birth.in_background {
         set_niceness(0)?;
     }
-    give_up_privileges(&kept.user_namespace, &identity)?;
+    give_up_privileges(&kept.user_namespace, &identity, is_step)?;
     // Whatever was open is closed *before* this process waits: it could be a namespace of another sandbox.
     drop(kept);
     phases.credentials_us = watch.lap_us();
@@ -171,10 +193,14 @@ pub(crate) fn join_groups(groups: &[OwnedFd]) -> Result<(), SysError> {
     unshare(CloneFlags::CLONE_NEWCGROUP).map_err(failed("make", "a control group namespace"))
 }
 
-fn give_up_privileges(user_namespace: &OwnedFd, identity: &Identity) -> Result<(), SysError> {
+fn give_up_privileges(user_namespace: &OwnedFd, identity: &Identity, is_step: bool) -> Result<(), SysError> {
     setns(user_namespace, CloneFlags::CLONE_NEWUSER).map_err(failed("join", "the user namespace"))?;
     users::become_ids(identity.uid, identity.gid, &identity.groups)?;
-    capabilities::keep_only(CapabilitySet::empty())?;
+    if is_step && identity.uid == 0 {
+        capabilities::become_builder()?;
+    } else {
+        capabilities::keep_only(CapabilitySet::empty())?;
+    }
     die_with_launcher()?;
     // No process of the sandbox may look into this one, which shares pages with the launcher.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed("hide", "the memory of pid 1"))

@@ -11,6 +11,7 @@ mod layers;
 mod lending;
 mod lifecycle;
 mod live;
+mod steps;
 mod work;
 mod zygotes;
 

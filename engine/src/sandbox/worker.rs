@@ -10,8 +10,9 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior,
 use rustix::thread::{CapabilitySet, set_name};
 use serde::{Deserialize, Serialize};
 
+use crate::builder::gather::gather;
 use crate::image::layer::{self, Ahead};
-use crate::image::tree;
+use crate::image::tree::{self, PlaceOrder, StepTerms, Wanted};
 use crate::isolation::seccomp::Filter;
 use crate::isolation::{capabilities, mounts, network, overlay, users};
 use crate::sandbox::descriptors;
@@ -46,6 +47,13 @@ pub(crate) enum Job {
     /// Unpacks a layer and compares it with the one that is there. Descriptors: the empty folder, the archive, the
     /// folder of layers.
     Check { layer: LayerId },
+    /// Writes a part of what layers come to. Descriptors: the folder of layers, where to write to.
+    Select { layers: Vec<LayerId>, wanted: Wanted },
+    /// Makes a layer of what a step changed. Descriptors: what was changed, where the tar goes.
+    Seal { terms: StepTerms },
+    /// Puts files on top of layers and makes a layer of that. Descriptors: the folder of layers, the draft, the files as
+    /// a tar, where the tar of the layer goes.
+    Place { base: Vec<LayerId>, order: PlaceOrder },
 }
 
 /// What a worker did.
@@ -66,6 +74,9 @@ enum Tools {
     Export { tree: OwnedFd, output: OwnedFd },
     Compare { before: OwnedFd, after: OwnedFd, output: OwnedFd },
     Check { root: OwnedFd, archive: OwnedFd, tree: OwnedFd },
+    Select { tree: OwnedFd, output: OwnedFd, wanted: Wanted },
+    Seal { upper: OwnedFd, output: OwnedFd, terms: StepTerms },
+    Place { merged: OwnedFd, upper: OwnedFd, files: OwnedFd, output: OwnedFd, order: PlaceOrder },
 }
 
 /// Lives the whole life of a worker. Never returns: the process must not fall back into the launcher's code.
@@ -118,6 +129,20 @@ fn see_only(job: &Job, descriptors: Vec<OwnedFd>) -> Result<Tools, SysError> {
             let mut trees = enter_trees(&folder, &[names(layers)])?.into_iter();
             Ok(Tools::Export { tree: trees.next().ok_or_else(missing)?, output })
         }
+        Job::Select { layers, wanted } => {
+            let (folder, output) = (next()?, next()?);
+            let mut trees = enter_trees(&folder, &[names(layers)])?.into_iter();
+            let wanted = wanted.clone();
+            Ok(Tools::Select { tree: trees.next().ok_or_else(missing)?, output, wanted })
+        }
+        Job::Seal { terms } => Ok(Tools::Seal { upper: enter(&next()?)?, output: next()?, terms: *terms }),
+        Job::Place { base, order } => {
+            let (folder, draft, files, output) = (next()?, next()?, next()?, next()?);
+            let base = names(base);
+            let base: Vec<&str> = base.iter().map(String::as_str).collect();
+            let (merged, upper) = overlay::enter_writers_tree(folder.as_fd(), &base, draft.as_fd())?;
+            Ok(Tools::Place { merged, upper, files, output, order: order.clone() })
+        }
         Job::Compare { before, after } => {
             let (folder, output) = (next()?, next()?);
             let mut trees = enter_trees(&folder, &[names(before), names(after)])?.into_iter();
@@ -158,8 +183,8 @@ fn confine(job: &Job, tools: Tools, user_namespace: &OwnedFd, cpu_seconds: u64) 
 
 fn needed(job: &Job) -> CapabilitySet {
     match job {
-        Job::Export { .. } | Job::Compare { .. } => CapabilitySet::DAC_READ_SEARCH,
-        Job::Empty | Job::Unpack | Job::Check { .. } => {
+        Job::Export { .. } | Job::Compare { .. } | Job::Select { .. } => CapabilitySet::DAC_READ_SEARCH,
+        Job::Empty | Job::Unpack | Job::Check { .. } | Job::Seal { .. } | Job::Place { .. } => {
             CapabilitySet::CHOWN
                 | CapabilitySet::DAC_OVERRIDE
                 | CapabilitySet::FOWNER
@@ -196,6 +221,19 @@ fn perform(tools: Tools, ahead: Option<Ahead>) -> Outcome {
             let written = written.map_err(|error| in_one_line(&error))?;
             Ok(Done::Looked(Looked::Written { entries: written.entries, bytes: written.bytes }))
         }
+        (Tools::Select { tree, output, wanted }, _) => {
+            let written = gather(tree.as_fd(), &wanted, File::from(output));
+            let written = written.map_err(|error| in_one_line(&error))?;
+            Ok(Done::Looked(Looked::Written { entries: written.entries, bytes: written.bytes }))
+        }
+        (Tools::Seal { upper, output, terms }, _) => seal(&upper, output, terms).map(Done::Unpacked),
+        (Tools::Place { merged, upper, files, output, order }, _) => {
+            let owner = order.owner.as_deref().map(|owner| owner_of(owner, &merged)).transpose()?;
+            let placed = layer::place(File::from(files), merged.as_fd(), &order, owner);
+            placed.map_err(|error| in_one_line(&error))?;
+            drop(merged);
+            seal(&upper, output, order.terms).map(Done::Unpacked)
+        }
         (Tools::Check { root, archive, tree }, Some(ahead)) => {
             let unpacked = unpack(archive, ahead, &root)?;
             let found = tree::check(root.as_fd(), tree.as_fd()).map_err(|error| in_one_line(&error))?;
@@ -208,6 +246,20 @@ fn perform(tools: Tools, ahead: Option<Ahead>) -> Outcome {
         }
         (Tools::Unpack { .. } | Tools::Check { .. }, None) => Err("a worker has no threads".to_owned()),
     }
+}
+
+/// As Docker understands the owner of a copy: a bare number is user and group at once.
+fn owner_of(owner: &str, root: &OwnedFd) -> Result<(u32, u32), String> {
+    let identity = users::look_up(owner, root.as_fd()).map_err(|error| in_one_line(&error))?;
+    let is_number = owner.parse::<u32>().is_ok();
+    Ok((identity.uid, if is_number { identity.uid } else { identity.gid }))
+}
+
+fn seal(upper: &OwnedFd, output: OwnedFd, terms: StepTerms) -> Result<UnpackedLayer, String> {
+    let sealed = tree::seal(upper.as_fd(), File::from(output), terms).map_err(|error| in_one_line(&error))?;
+    let layer = LayerId::parse(&sealed.diff_id).map_err(|error| in_one_line(&error))?;
+    let tree::Written { entries, bytes } = sealed.written;
+    Ok(UnpackedLayer { layer, tar_bytes: bytes, entries, skipped: crate::spec::Skipped::default() })
 }
 
 fn unpack(archive: OwnedFd, ahead: Ahead, root: &OwnedFd) -> Result<UnpackedLayer, String> {

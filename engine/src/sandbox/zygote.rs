@@ -17,8 +17,7 @@ use crate::spec::LayerId;
 use crate::sys::{self, Fork, SysError, failed, in_one_line};
 
 /// The namespaces that a sandbox is born into; network, control group and user namespace follow later.
-const BIRTH_FLAGS: i32 =
-    libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_PARENT;
+pub(crate) const BIRTH_FLAGS: i32 = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
 /// Descriptors that come with every request, before those of the control group.
 const FIXED_DESCRIPTORS: usize = 3;
 
@@ -81,7 +80,7 @@ fn clone_sandbox(
     }
     let mut groups = descriptors.split_off(FIXED_DESCRIPTORS);
     let folder = if version_2 { groups.pop() } else { None };
-    let fork = sys::fork_into(BIRTH_FLAGS as u64, 0, folder.as_ref().map(AsFd::as_fd));
+    let fork = sys::fork_into((BIRTH_FLAGS | libc::CLONE_PARENT) as u64, 0, folder.as_ref().map(AsFd::as_fd));
     match fork.map_err(failed("clone", "a sandbox"))? {
         Fork::Parent { pid, pidfd } => Ok((pid, pidfd)),
         Fork::Child => {
@@ -91,7 +90,7 @@ fn clone_sandbox(
                 sys::exit_now(1)
             };
             let terms = Terms { first_id, in_background, filter };
-            init::live(Birth { terms, frame, control, user_namespace, id_map, groups })
+            init::live(Birth { terms, frame, control, user_namespace, id_map, groups, step: None })
         }
     }
 }

@@ -16,6 +16,19 @@ pub struct Selection {
     paths: BTreeSet<Vec<u8>>,
 }
 
+/// One thing that a source of COPY stands for.
+#[derive(Clone, Debug)]
+pub struct Picked {
+    /// Its path as it was found, before links.
+    pub name: Vec<u8>,
+    /// Its path behind all links.
+    pub root: Vec<u8>,
+    /// Whether it is a folder.
+    pub is_folder: bool,
+    /// All that is in it, and itself.
+    pub paths: Selection,
+}
+
 /// Why nothing can be selected.
 #[derive(Debug, thiserror::Error)]
 pub enum SelectError {
@@ -76,6 +89,24 @@ impl Context {
             self.add_below(&root, exclude, &mut found)?;
         }
         Ok(found)
+    }
+
+    /// What a source of COPY stands for, one by one, each with all that is in it. As `select` otherwise.
+    ///
+    /// # Errors
+    /// As `select`.
+    pub fn pick(&self, source: &str, exclude: &Ignore) -> Result<Vec<Picked>, SelectError> {
+        let path = glob::clean(&format!("/{source}"));
+        let path = path.trim_matches('/');
+        let mut picked = Vec::new();
+        for name in self.roots(path)? {
+            let root = self.resolve(&name)?;
+            let mut found = Selection::default();
+            self.add_below(&root, exclude, &mut found)?;
+            let is_folder = root.is_empty() || self.entries.get(&root).is_some_and(|entry| entry.kind == Kind::Folder);
+            picked.push(Picked { name, root, is_folder, paths: found });
+        }
+        Ok(picked)
     }
 
     /// The entries that a pattern stands for, without what is in them.

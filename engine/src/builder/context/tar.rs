@@ -1,7 +1,8 @@
 //! A tar to entries. Its names are checked like those of any hostile archive.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
+use std::fs::File;
+use std::io::{self, Read, Write};
 
 use super::{ContextError, Count, Entry, Kind, Limits, check, read};
 use crate::builder::ignore::Ignore;
@@ -18,14 +19,16 @@ const FOLDER_MODE: u32 = 0o755;
 /// A tar that is none, a name that leads out, or a bound.
 pub(super) fn list(
     input: impl Read,
+    spool: Option<&File>,
     ignored: &Ignore,
     limits: Limits,
 ) -> Result<BTreeMap<Vec<u8>, Entry>, ContextError> {
     let bounds = archive::Limits { entries_max: limits.seen_max as u64, bytes_max: limits.bytes_max };
     let mut reader = Reader::new(input, bounds);
     let mut count = Count::new(limits);
+    let mut offset = 0;
     let mut all: BTreeMap<Vec<u8>, Entry> = BTreeMap::new();
-    while let Some(mut entry) = reader.next_entry()? {
+    while let Some(entry) = reader.next_entry()? {
         count.see()?;
         let names = entry.head().components()?;
         check(names.len() as u64, limits.depth_max as u64, "folders in each other")?;
@@ -37,10 +40,12 @@ pub(super) fn list(
         let mode = head.mode & MODE_BITS;
         let kept = match head.kind {
             archive::Kind::File => {
-                let kept = Entry::new(Kind::File, mode, head.size);
+                let kept = Entry { offset, ..Entry::new(Kind::File, mode, head.size) };
                 if !ignored.excludes(&String::from_utf8_lossy(&path)) {
-                    let digest = read(&mut entry, head.size, &path)?;
+                    let mut spooled = Spooled { entry, spool };
+                    let digest = read(&mut spooled, head.size, &path)?;
                     let _ = kept.digest.set(digest);
+                    offset += head.size;
                 }
                 kept
             }
@@ -57,9 +62,25 @@ pub(super) fn list(
             archive::Kind::Fifo | archive::Kind::Device => Entry::new(Kind::Special, mode, 0),
         };
         count.keep(kept.size)?;
-        all.insert(path, kept);
+        all.insert(path, Entry { mtime: head.mtime.seconds, ..kept });
     }
     Ok(filter(all, ignored))
+}
+
+/// A file that is kept while it is read.
+struct Spooled<'a, R> {
+    entry: archive::Entry<'a, R>,
+    spool: Option<&'a File>,
+}
+
+impl<R: Read> Read for Spooled<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.entry.read(buffer)?;
+        if let Some(mut spool) = self.spool {
+            spool.write_all(&buffer[..count])?;
+        }
+        Ok(count)
+    }
 }
 
 /// What is not left out, with the folders above it.

@@ -120,7 +120,7 @@ fn look(folder: BorrowedFd, name: &[u8], path: &[u8]) -> Result<Entry, ContextEr
     let found = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)
         .map_err(|error| system("look at", shown(path), error.into()))?;
     let mode = found.st_mode & MODE_BITS;
-    Ok(match FileType::from_raw_mode(found.st_mode) {
+    let entry = match FileType::from_raw_mode(found.st_mode) {
         FileType::RegularFile => Entry::new(Kind::File, mode, u64::try_from(found.st_size).unwrap_or(0)),
         FileType::Directory => Entry::new(Kind::Folder, mode, 0),
         FileType::Symlink => {
@@ -130,5 +130,6 @@ fn look(folder: BorrowedFd, name: &[u8], path: &[u8]) -> Result<Entry, ContextEr
             Entry::new(Kind::Link { target: target.into_bytes() }, 0o777, 0)
         }
         _ => Entry::new(Kind::Special, mode, 0),
-    })
+    };
+    Ok(Entry { mtime: found.st_mtime, ..entry })
 }

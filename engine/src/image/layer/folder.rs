@@ -58,6 +58,10 @@ impl<'root> Folder<'root> {
         Folder(Descriptor::Borrowed(descriptor))
     }
 
+    pub(super) fn owned(descriptor: OwnedFd) -> Folder<'static> {
+        Folder(Descriptor::Owned(descriptor))
+    }
+
     fn fd(&self) -> BorrowedFd<'_> {
         match &self.0 {
             Descriptor::Borrowed(descriptor) => *descriptor,
@@ -180,6 +184,24 @@ impl<'root> Folder<'root> {
     pub(super) fn set_opaque(&self) -> io::Result<()> {
         let folder = self.attributes()?.0;
         Ok(rustix::fs::fsetxattr(folder, OPAQUE_XATTR, b"y", XattrFlags::empty())?)
+    }
+
+    /// Removes what has this name, if something has.
+    pub(super) fn remove_if_there(&self, name: &[u8]) -> io::Result<()> {
+        match rustix::fs::unlinkat(self.fd(), name, AtFlags::empty()) {
+            Err(Errno::NOENT) => Ok(()),
+            removed => Ok(removed?),
+        }
+    }
+
+    /// The folder, opened so that its attributes can be set.
+    pub(super) fn open_again(&self) -> io::Result<Attributes> {
+        self.attributes()
+    }
+
+    /// Whether `name` is a folder.
+    pub(super) fn holds_folder(&self, name: &[u8]) -> bool {
+        matches!(self.file_type(name), Ok(Some(Occupant::Folder)))
     }
 
     /// Whether `name` is something that can have a second name.

@@ -17,7 +17,7 @@ use super::index::{self, Entry};
 use super::members::{self, Members, Shape};
 use super::refusal::ImportError;
 use super::unpacking::{Outcome, unpack, unpack_all};
-use super::{Hold, Image, ImageSummary, Record, RemoveError, Store, in_one_line};
+use super::{Hold, Image, ImageSummary, Leases, Record, RemoveError, Store, in_one_line};
 use crate::image::compression::{Bounds, Decompressed, Format};
 use crate::image::config::{Config, ConfigError};
 use crate::image::digest::Digest;
@@ -216,7 +216,7 @@ impl Store {
         Ok(summaries)
     }
 
-    fn keep(&self, candidates: &[Candidate]) -> Result<Vec<ImageSummary>, ImportError> {
+    pub(super) fn keep(&self, candidates: &[Candidate]) -> Result<Vec<ImageSummary>, ImportError> {
         let files = candidates.iter().flat_map(Candidate::files);
         let files: BTreeMap<&Digest, &Arrived> = files.map(|file| (&file.digest, file)).collect();
         for file in files.values() {
@@ -474,6 +474,24 @@ impl Candidate {
         }
     }
 
+    /// An image that was made here; its layers are in the store already.
+    pub(super) fn built(
+        names: Vec<Reference>,
+        manifest: &[u8],
+        manifest_file: Arrived,
+        config: &[u8],
+        config_file: Arrived,
+    ) -> Result<Candidate, ImportError> {
+        let names = names.iter().map(own_name).collect::<Result<_, _>>()?;
+        let config = Config::parse(config)?;
+        match manifest::parse(manifest).map_err(ImportError::manifest(&manifest_file.digest))? {
+            Document::Manifest(manifest) => {
+                Ok(Candidate { names, manifest, manifest_file, config, config_file, layers: Vec::new() })
+            }
+            Document::Index(_) => Err(ImportError::NotAnImage("it has no manifest")),
+        }
+    }
+
     fn files(&self) -> impl Iterator<Item = &Arrived> {
         self.layers.iter().chain([&self.manifest_file, &self.config_file])
     }
@@ -530,26 +548,40 @@ impl<'store> Lease<'store> {
     }
 
     pub(super) fn of(store: &'store Store, blobs: Vec<Digest>, layers: Vec<LayerId>) -> Lease<'store> {
-        let mut leases = store.leases();
-        for blob in &blobs {
-            *leases.blobs.entry(blob.clone()).or_default() += 1;
-        }
-        for layer in &layers {
-            *leases.layers.entry(layer.clone()).or_default() += 1;
-        }
-        drop(leases);
+        store.leases().count(&blobs, &layers);
+        Lease { store, blobs, layers }
+    }
+
+    /// Takes over what was counted before, to give it back.
+    pub(super) fn held(store: &'store Store, blobs: Vec<Digest>, layers: Vec<LayerId>) -> Lease<'store> {
         Lease { store, blobs, layers }
     }
 }
 
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
-        let mut leases = self.store.leases();
-        for blob in &self.blobs {
-            give_back(&mut leases.blobs, blob);
+        self.store.leases().uncount(&self.blobs, &self.layers);
+    }
+}
+
+impl Leases {
+    /// Counts one more user of each.
+    pub(super) fn count(&mut self, blobs: &[Digest], layers: &[LayerId]) {
+        for blob in blobs {
+            *self.blobs.entry(blob.clone()).or_default() += 1;
         }
-        for layer in &self.layers {
-            give_back(&mut leases.layers, layer);
+        for layer in layers {
+            *self.layers.entry(layer.clone()).or_default() += 1;
+        }
+    }
+
+    /// Counts one user less of each.
+    pub(super) fn uncount(&mut self, blobs: &[Digest], layers: &[LayerId]) {
+        for blob in blobs {
+            give_back(&mut self.blobs, blob);
+        }
+        for layer in layers {
+            give_back(&mut self.layers, layer);
         }
     }
 }

@@ -9,8 +9,16 @@ use rustix::io::Errno;
 
 use super::walk::{self, Held, Node, system};
 use super::{NodeKind, TreeError, Written};
-use crate::image::archive::{Xattr, printable};
+use crate::image::archive::{Timestamp, Xattr, printable};
 
+/// Prefix of the attributes of overlayfs.
+const MARK_PREFIX: &[u8] = b"user.overlay.";
+/// The attribute of a folder that hides those of the same name in lower layers.
+const OPAQUE: &[u8] = b"user.overlay.opaque";
+/// The name that says the same in a layer's tar.
+const OPAQUE_MARK: &[u8] = b".wh..wh..opq";
+/// What stands before the name of a deleted file in a layer's tar.
+const DELETED_MARK: &[u8] = b".wh.";
 /// Bytes of a tar block.
 const BLOCK_BYTES: u64 = 512;
 /// Bytes written at a time.
@@ -30,21 +38,16 @@ const NAME_BYTES_MAX: usize = 100;
 /// A tree that cannot be read or passes a bound, and an output that takes no more.
 pub(crate) fn export(tree: BorrowedFd<'_>, output: impl Write) -> Result<Written, TreeError> {
     let root = walk::open_root(tree)?;
-    let mut export = Export {
-        output: Tar { inner: BufWriter::with_capacity(BUFFER_BYTES, output), bytes: 0 },
-        held: Held::default(),
-        links: HashMap::new(),
-        links_bytes: 0,
-        entries: 0,
-        buffer: vec![0; BUFFER_BYTES],
-    };
+    let mut export = Export::new(output, false);
     export.folder_entry(&root, b"./")?;
-    export.walk(root)?;
-    export.output.finish()?;
-    Ok(Written { entries: export.entries, bytes: export.output.bytes })
+    export.walk(root, Vec::new(), &|_| true)?;
+    export.finish()
 }
 
-struct Export<W: Write> {
+/// A tar of trees that is being written.
+pub(crate) struct Export<W: Write> {
+    /// Whether the marks of deleted files are told, in the form of layers.
+    has_marks: bool,
     output: Tar<W>,
     held: Held,
     /// The first name of each file that has several.
@@ -63,10 +66,35 @@ struct Level {
 }
 
 impl<W: Write> Export<W> {
-    fn walk(&mut self, root: OwnedFd) -> Result<(), TreeError> {
-        let mut path = Vec::new();
+    /// Nothing yet.
+    pub(crate) fn new(output: W, has_marks: bool) -> Export<W> {
+        Export {
+            has_marks,
+            output: Tar { inner: BufWriter::with_capacity(BUFFER_BYTES, output), bytes: 0 },
+            held: Held::default(),
+            links: HashMap::new(),
+            links_bytes: 0,
+            entries: 0,
+            buffer: vec![0; BUFFER_BYTES],
+        }
+    }
+
+    /// Writes the end.
+    pub(crate) fn finish(mut self) -> Result<Written, TreeError> {
+        self.output.finish()?;
+        Ok(Written { entries: self.entries, bytes: self.output.bytes })
+    }
+
+    /// Writes what is in a folder, under names that begin with `path`. Of what `is_wanted` denies, by its path, neither
+    /// it nor what is in it is written.
+    pub(crate) fn walk(
+        &mut self,
+        root: OwnedFd,
+        mut path: Vec<u8>,
+        is_wanted: &dyn Fn(&[u8]) -> bool,
+    ) -> Result<(), TreeError> {
         let names = self.held.names(&root, b"/")?.into_iter();
-        let mut levels = vec![Level { folder: root, names, path_length: 0 }];
+        let mut levels = vec![Level { folder: root, names, path_length: path.len() }];
         while let Some(level) = levels.last_mut() {
             path.truncate(level.path_length);
             let Some(name) = level.names.next() else {
@@ -76,6 +104,9 @@ impl<W: Write> Export<W> {
             };
             self.held.let_go_of_name(&name);
             path.extend_from_slice(&name);
+            if !is_wanted(&path) {
+                continue;
+            }
             let node = walk::look(level.folder.as_fd(), &name, &path)?;
             if node.kind == NodeKind::Folder {
                 let folder = walk::open_folder(level.folder.as_fd(), &name, &path)?;
@@ -90,15 +121,38 @@ impl<W: Write> Export<W> {
         Ok(())
     }
 
-    fn folder_entry(&mut self, folder: &OwnedFd, path: &[u8]) -> Result<(), TreeError> {
+    /// Writes a folder itself.
+    pub(crate) fn folder_entry(&mut self, folder: &OwnedFd, path: &[u8]) -> Result<(), TreeError> {
         let node = walk::look_at(folder.as_fd(), path)?;
-        let xattrs = walk::xattrs(folder.as_fd(), path, false)?;
+        let xattrs = walk::xattrs(folder.as_fd(), path, self.has_marks)?;
+        let (marks, xattrs): (Vec<Xattr>, Vec<Xattr>) =
+            xattrs.into_iter().partition(|xattr| xattr.name.starts_with(MARK_PREFIX));
         self.entries += 1;
-        self.output.header(b'5', path, &node, b"", 0, xattr_records(&xattrs))
+        self.output.header(b'5', path, &node, b"", 0, xattr_records(&xattrs))?;
+        let is_opaque = marks.iter().any(|mark| mark.name == OPAQUE && mark.value == b"y");
+        if is_opaque { self.mark(&[path, OPAQUE_MARK].concat(), &node) } else { Ok(()) }
     }
 
-    fn entry(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: &[u8], node: Node) -> Result<(), TreeError> {
+    /// Writes a mark that speaks of lower layers.
+    fn mark(&mut self, path: &[u8], node: &Node) -> Result<(), TreeError> {
+        let node = Node { mode: 0, uid: 0, gid: 0, mtime: Timestamp::default(), ..*node };
+        self.entries += 1;
+        self.output.header(b'0', path, &node, b"", 0, Vec::new())
+    }
+
+    /// Writes something that is no folder.
+    pub(crate) fn entry(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        path: &[u8],
+        node: Node,
+    ) -> Result<(), TreeError> {
         match node.kind {
+            NodeKind::Whiteout if self.has_marks => {
+                let folder = &path[..path.len() - name.len()];
+                return self.mark(&[folder, DELETED_MARK, name].concat(), &node);
+            }
             // A lone layer may still hold marks, which mean nothing without a layer below. Sockets mean nothing at all.
             NodeKind::Folder | NodeKind::Whiteout | NodeKind::Other => return Ok(()),
             NodeKind::File | NodeKind::Symlink | NodeKind::Pipe => {}
@@ -131,6 +185,12 @@ impl<W: Write> Export<W> {
         }
         self.links.insert((node.device, node.inode), path.to_vec());
         Ok(())
+    }
+
+    /// Writes one file under a name.
+    pub(crate) fn single_file(&mut self, file: &OwnedFd, path: &[u8], node: &Node) -> Result<(), TreeError> {
+        self.entries += 1;
+        self.file(file, path, node)
     }
 
     fn file(&mut self, file: &OwnedFd, path: &[u8], node: &Node) -> Result<(), TreeError> {

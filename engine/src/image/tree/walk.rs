@@ -19,53 +19,53 @@ const XATTR_BYTES_MAX: usize = 64 * 1024;
 
 /// What the kernel says of something.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Node {
-    pub(super) kind: NodeKind,
-    pub(super) mode: u32,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) size: u64,
-    pub(super) mtime: Timestamp,
-    pub(super) device: u64,
-    pub(super) inode: u64,
-    pub(super) links: u64,
+pub(crate) struct Node {
+    pub(crate) kind: NodeKind,
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) size: u64,
+    pub(crate) mtime: Timestamp,
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+    pub(crate) links: u64,
     /// Whether it takes less room than it has bytes.
-    pub(super) has_holes: bool,
+    pub(crate) has_holes: bool,
 }
 
 /// Names the failure of a call on a path.
-pub(super) fn system<E: Into<io::Error>>(action: &'static str, path: &[u8]) -> impl FnOnce(E) -> TreeError {
+pub(crate) fn system<E: Into<io::Error>>(action: &'static str, path: &[u8]) -> impl FnOnce(E) -> TreeError {
     let path = printable(path);
     move |source| TreeError::System { action, path, source: source.into() }
 }
 
 /// Opens the root of a tree for reading.
-pub(super) fn open_root(tree: BorrowedFd<'_>) -> Result<OwnedFd, TreeError> {
+pub(crate) fn open_root(tree: BorrowedFd<'_>) -> Result<OwnedFd, TreeError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::openat(tree, ".", flags, Mode::empty()).map_err(system("open", b"/"))
 }
 
 /// Opens a folder in a folder; `path` is for messages.
-pub(super) fn open_folder(parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<OwnedFd, TreeError> {
+pub(crate) fn open_folder(parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<OwnedFd, TreeError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat2(parent, name, flags, Mode::empty(), RESOLVE).map_err(system("open", path))
 }
 
 /// Opens a file in a folder; `path` is for messages.
-pub(super) fn open_file(parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<OwnedFd, TreeError> {
+pub(crate) fn open_file(parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<OwnedFd, TreeError> {
     // Nothing but a regular file is opened; should it have become a pipe, this does not wait for a writer.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     rustix::fs::openat2(parent, name, flags, Mode::empty(), RESOLVE).map_err(system("open", path))
 }
 
 /// Looks at something in a folder.
-pub(super) fn look(parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<Node, TreeError> {
+pub(crate) fn look(parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<Node, TreeError> {
     let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(system("look at", path))?;
     Ok(node(&stat))
 }
 
 /// Looks at an open folder.
-pub(super) fn look_at(folder: BorrowedFd<'_>, path: &[u8]) -> Result<Node, TreeError> {
+pub(crate) fn look_at(folder: BorrowedFd<'_>, path: &[u8]) -> Result<Node, TreeError> {
     rustix::fs::fstat(folder).map(|stat| node(&stat)).map_err(system("look at", path))
 }
 
@@ -94,13 +94,13 @@ fn node(stat: &rustix::fs::Stat) -> Node {
 }
 
 /// Where a symbolic link points.
-pub(super) fn target(parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<Vec<u8>, TreeError> {
+pub(crate) fn target(parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<Vec<u8>, TreeError> {
     let target = rustix::fs::readlinkat(parent, name, Vec::new()).map_err(system("read link", path))?;
     Ok(target.into_bytes())
 }
 
 /// The extended attributes that an image keeps, by name; with `marks` also those that overlayfs reads in a layer.
-pub(super) fn xattrs(file: BorrowedFd<'_>, path: &[u8], marks: bool) -> Result<Vec<Xattr>, TreeError> {
+pub(crate) fn xattrs(file: BorrowedFd<'_>, path: &[u8], marks: bool) -> Result<Vec<Xattr>, TreeError> {
     let mut list = vec![0; 1024];
     let length = match rustix::fs::flistxattr(file, &mut list[..]) {
         Err(Errno::RANGE) => {
@@ -133,14 +133,14 @@ fn xattr(file: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<Xattr, TreeEr
 
 /// How much a walk holds at a moment.
 #[derive(Debug, Default)]
-pub(super) struct Held {
+pub(crate) struct Held {
     names_bytes: usize,
     folders: usize,
 }
 
 impl Held {
     /// The names in a folder, in the order of their bytes, counted until they are let go of.
-    pub(super) fn names(&mut self, folder: &OwnedFd, path: &[u8]) -> Result<Vec<Vec<u8>>, TreeError> {
+    pub(crate) fn names(&mut self, folder: &OwnedFd, path: &[u8]) -> Result<Vec<Vec<u8>>, TreeError> {
         self.folders += 1;
         if self.folders > 2 * DEPTH_MAX {
             return Err(TreeError::Limit { path: printable(path), bound: DEPTH_MAX, what: "names in a path" });
@@ -164,12 +164,12 @@ impl Held {
     }
 
     /// Counts a name no more.
-    pub(super) fn let_go_of_name(&mut self, name: &[u8]) {
+    pub(crate) fn let_go_of_name(&mut self, name: &[u8]) {
         self.names_bytes = self.names_bytes.saturating_sub(cost(name));
     }
 
     /// Counts a folder no more.
-    pub(super) fn leave_folder(&mut self) {
+    pub(crate) fn leave_folder(&mut self) {
         self.folders = self.folders.saturating_sub(1);
     }
 }

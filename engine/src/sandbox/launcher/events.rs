@@ -9,6 +9,7 @@ use crate::sandbox::handshake::{InitReply, Reply, Request, ZygoteReply, receive}
 use crate::sandbox::launcher::idle::QUIET;
 use crate::sandbox::launcher::lifecycle::Launcher;
 use crate::sandbox::launcher::live::{Launch, reap_status};
+use crate::sandbox::launcher::steps::StepLaunch;
 use crate::sys::{SysError, failed};
 
 /// Events taken from the kernel at a time.
@@ -163,6 +164,10 @@ impl Launcher {
             Request::Unpack { token } => self.unpack(token, descriptors.pop())?,
             Request::Remove { token, layer } => self.remove_layer(token, &layer)?,
             Request::Look { token, look } => self.look(token, look, descriptors.pop())?,
+            Request::Step { token, layer, spec, has_files, terms } => {
+                self.step(StepLaunch { token, layer, spec: *spec, has_files, terms, descriptors })?;
+            }
+            Request::Place { token, base, order } => self.place(token, base, *order, descriptors)?,
         }
         Ok(true)
     }

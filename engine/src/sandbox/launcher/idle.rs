@@ -23,13 +23,13 @@ pub(super) struct Teardown {
 
 impl Launcher {
     /// Puts what is left of a dead sandbox aside for when there is nothing else to do.
-    pub(super) fn bury(&mut self, number: u64) {
-        if let Some(Sandbox { place, held, .. }) = self.sandboxes.remove(&number) {
-            self.teardowns.push_back(Teardown { place, held });
-        }
+    pub(super) fn bury(&mut self, number: u64) -> Result<(), SysError> {
+        let Some(Sandbox { place, held, draft, .. }) = self.sandboxes.remove(&number) else { return Ok(()) };
+        self.teardowns.push_back(Teardown { place, held });
         if self.teardowns.len() > TEARDOWNS_MAX {
             self.tear_one_down();
         }
+        draft.map_or(Ok(()), |draft| self.conclude_draft(draft))
     }
 
     /// Takes one dead sandbox down; says whether there was one.
@@ -79,8 +79,7 @@ impl Launcher {
         if let Some(process) = &sandbox.process {
             end_process(process.as_fd())?;
         }
-        self.bury(number);
-        Ok(())
+        self.bury(number)
     }
 
     /// Whether work that can wait may be done: no command was started or ended for a while, or most sandboxes that

@@ -76,6 +76,9 @@ impl Launcher {
             Look::Compare { before, after } => {
                 Ok(Order { task, job: Job::Compare { before, after }, descriptors: vec![layers, descriptor] })
             }
+            Look::Select { layers: names, wanted } => {
+                Ok(Order { task, job: Job::Select { layers: names, wanted }, descriptors: vec![layers, descriptor] })
+            }
             Look::Check { layer, mends } => {
                 let (folder, opened) = self.make_unfinished()?;
                 let task = Task::Check { token, folder, layer: layer.clone(), mends };
@@ -84,7 +87,7 @@ impl Launcher {
         }
     }
 
-    fn make_unfinished(&mut self) -> Result<(String, OwnedFd), SysError> {
+    pub(super) fn make_unfinished(&mut self) -> Result<(String, OwnedFd), SysError> {
         let folder = format!("{UNFINISHED}{}-{}", std::process::id(), self.number());
         mkdirat(&self.layers, &folder, Mode::from_raw_mode(0o755)).map_err(failed("make folder", folder.as_str()))?;
         let opened = self.open_own(&folder)?;
@@ -92,7 +95,7 @@ impl Launcher {
     }
 
     /// Gives a folder to the ids of image files, and opens it.
-    fn open_own(&self, folder: &str) -> Result<OwnedFd, SysError> {
+    pub(super) fn open_own(&self, folder: &str) -> Result<OwnedFd, SysError> {
         let (uid, gid) = (Uid::from_raw(users::IMAGE_FIRST_ID), Gid::from_raw(users::IMAGE_FIRST_ID));
         chownat(&self.layers, folder, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(failed("give away folder", folder))?;
@@ -163,9 +166,11 @@ impl Launcher {
     }
 
     /// Gives a whole layer its name. One that is there already is as good.
-    fn keep_layer(&mut self, folder: &str, name: &str) -> Result<(), SysError> {
+    pub(super) fn keep_layer(&mut self, folder: &str, name: &str) -> Result<(), SysError> {
         match renameat_with(&self.layers, folder, &self.layers, name, RenameFlags::NOREPLACE) {
             Ok(()) => fsync(self.layers.as_fd()).map_err(failed("write out", "the folder of layers")),
+            // What is within a draft goes with the draft.
+            Err(rustix::io::Errno::EXIST) if folder.contains('/') => Ok(()),
             Err(rustix::io::Errno::EXIST) => self.throw_away(folder.to_owned()),
             Err(error) => Err(failed("name layer", name)(error)),
         }
@@ -194,6 +199,6 @@ impl Launcher {
     }
 }
 
-fn given(descriptor: Option<OwnedFd>) -> Result<OwnedFd, SysError> {
+pub(super) fn given(descriptor: Option<OwnedFd>) -> Result<OwnedFd, SysError> {
     descriptor.ok_or_else(|| failed("work", "without a descriptor")(rustix::io::Errno::INVAL))
 }

@@ -88,7 +88,7 @@ impl Launcher {
             // Pid 1 ends by itself when it has run a command; whoever lent it out does not rely on that.
             Some(process) => kill_process(process.as_fd()),
             None => {
-                self.bury(number);
+                self.bury(number)?;
                 Ok(())
             }
         }

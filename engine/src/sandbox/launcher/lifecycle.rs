@@ -222,13 +222,14 @@ impl Launcher {
             is_spent: false,
             held: Vec::new(),
             run: None,
+            draft: None,
         };
         self.sandboxes.insert(number, sandbox);
         Ok(number)
     }
 
     /// A place; for a command also one that is still being torn down, or that of a warm sandbox of another frame.
-    fn take_place(&mut self, in_background: bool) -> Result<Place, StartFailure> {
+    pub(super) fn take_place(&mut self, in_background: bool) -> Result<Place, StartFailure> {
         loop {
             match self.places.take() {
                 Err(PlaceError::Full(_)) if self.tear_one_down() => {}
@@ -274,7 +275,10 @@ impl Launcher {
         if !sandbox.is_prepared || sandbox.process.is_none() {
             return Ok(());
         }
-        sandbox.held = hold_namespaces(sandbox.pid);
+        // The mounts of a step have to be gone before what it changed can be a layer.
+        if sandbox.draft.is_none() {
+            sandbox.held = hold_namespaces(sandbox.pid);
+        }
         if sandbox.run.is_some() { Ok(()) } else { self.lend(number) }
     }
 
@@ -334,8 +338,7 @@ impl Launcher {
     /// Tells how a dead sandbox ended, if that was not told before, and puts what is left of it aside.
     pub(super) fn conclude(&mut self, number: u64) -> Result<(), SysError> {
         self.tell_end(number)?;
-        self.bury(number);
-        Ok(())
+        self.bury(number)
     }
 
     /// Tells how the command of a sandbox ended.
@@ -345,6 +348,9 @@ impl Launcher {
         let Some(run) = sandbox.run.take() else { return Ok(()) };
         let exit = verdict::conclude(run.evidence, sandbox.place.group.usage(), sandbox.phases, run.began.elapsed());
         self.numbers.remove(&run.token);
+        if let Some(draft) = &mut sandbox.draft {
+            draft.is_good = exit.ending == Ending::Exited(0);
+        }
         self.tell_exit(run.token, exit)
     }
 
@@ -412,7 +418,7 @@ pub(super) enum StartFailure {
 
 impl StartFailure {
     /// A limit that this machine cannot apply will not be applied the next time either.
-    fn is_retryable(&self) -> bool {
+    pub(super) fn is_retryable(&self) -> bool {
         !matches!(self, StartFailure::Limits(_))
     }
 }

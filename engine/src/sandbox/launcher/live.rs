@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 use crate::sandbox::handshake::{InitRequest, Start, send};
+use crate::sandbox::launcher::steps::Draft;
 use crate::sandbox::place::Place;
 use crate::sandbox::verdict::Evidence;
 use crate::spec::{Frame, Limits, Phases, SandboxSpec, StopReason};
@@ -58,6 +59,8 @@ pub(super) struct Sandbox {
     /// Kept past the end, so that taking the namespaces down is not waited for.
     pub(super) held: Vec<OwnedFd>,
     pub(super) run: Option<Run>,
+    /// What it changes of its root, when it is a step of a build.
+    pub(super) draft: Option<Draft>,
 }
 
 /// A command in its sandbox.

@@ -74,6 +74,11 @@ pub(super) enum Task {
         layer: LayerId,
         mends: bool,
     },
+    /// Turns what a build changed, in a draft, into a layer.
+    Seal {
+        token: u64,
+        folder: String,
+    },
 }
 
 /// A worker that is to be started.
@@ -177,6 +182,7 @@ impl Launcher {
         match task {
             Task::Unpack { token, folder } => self.conclude_unpacking(token, folder, outcome),
             Task::Remove { token, folder } => self.conclude_removal(token, &folder, outcome.map(drop)),
+            Task::Seal { token, folder } => self.conclude_sealing(token, &folder, outcome),
             Task::Look { token } => self.reply(&Reply::Looked { token, result: outcome.and_then(looked) }),
             Task::Check { token, folder, layer, mends } => {
                 let result = outcome.and_then(looked).and_then(|found| self.mend(&folder, &layer, mends, found));

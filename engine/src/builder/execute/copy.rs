@@ -1,0 +1,373 @@
+//! COPY, ADD and WORKDIR: files of a context, of a stage or of an image are put on top of what a stage has so far.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::pipe::{PipeFlags, pipe_with};
+use tokio::net::unix::pipe;
+use tokio::task::spawn_blocking;
+
+use super::stage::Tree;
+use super::{Problem, Site, parse_exclude};
+use crate::builder::context::{Context, Kind, Picked};
+use crate::builder::plan::{CopyAction, CopyFrom, Origin};
+use crate::image::archive;
+use crate::image::compression::{Bounds, Decompressed};
+use crate::image::store::BuiltLayer;
+use crate::runtime::Unpacked;
+use crate::spec::{PlaceOrder, StepTerms, Wanted};
+
+/// Mode of a file that stands in the Dockerfile.
+const INLINE_MODE: u32 = 0o644;
+/// How much of a file is looked at to tell whether it is an archive.
+const ARCHIVE_HEAD_BYTES: usize = 512;
+
+/// One thing that goes into the tar of a copy, found before anything is started.
+enum Part {
+    Picked { picked: Picked, unpacks: bool },
+    Inline { name: String, content: String },
+}
+
+impl Site {
+    pub(super) async fn copy(&self, copy: &CopyAction, tree: &Tree) -> Result<BuiltLayer, Problem> {
+        let order = PlaceOrder {
+            destination: copy.destination.clone(),
+            is_folder: copy.destination.ends_with('/') || copy.sources.len() > 1,
+            owner: copy.chown.clone(),
+            mode: copy.chmod.as_ref().map(ToString::to_string),
+            terms: self.terms(),
+        };
+        match &copy.from {
+            Origin::Context | Origin::Named(_) => {
+                let name = match &copy.from {
+                    Origin::Named(name) => Some(name.as_str()),
+                    _ => None,
+                };
+                let context = Arc::clone(self.build.contexts.find(name)?);
+                let parts = parts_of(&context, copy)?;
+                let parents = copy.parents;
+                self.place(tree, order, Source::Files(Box::new(move |output| write(&context, &parts, parents, output))))
+                    .await
+            }
+            Origin::Stage(stage) => {
+                let other = self.wait_for(*stage).await?;
+                self.place(tree, order, Source::Tree(other, wanted_of(copy)?)).await
+            }
+            Origin::Image(image) => {
+                let held = self.build.images.get(image);
+                let held =
+                    held.ok_or_else(|| Problem::Missing(format!("the image `{}` is not here", image.reference)))?;
+                let layers = self.workshop.foundation(held)?.layers;
+                let other = Arc::new(Tree { layers, ..Tree::default() });
+                self.place(tree, order, Source::Tree(other, wanted_of(copy)?)).await
+            }
+        }
+    }
+
+    /// Makes a folder; no layer when it is there.
+    pub(super) async fn make_folder(&self, path: &str, user: &str, tree: &Tree) -> Result<Option<BuiltLayer>, Problem> {
+        let order = PlaceOrder {
+            destination: path.to_owned(),
+            is_folder: true,
+            owner: Some(user.to_owned()).filter(|user| !user.is_empty()),
+            mode: None,
+            terms: self.terms(),
+        };
+        let nothing = Source::Files(Box::new(|output: File| tar::Builder::new(output).finish().map_err(writing)));
+        let (arrived, made) = self.start(tree, order, nothing).await?;
+        if made.entries == 0 {
+            // It is on disk all the same, and goes with the build.
+            self.workshop.keep(arrived, made).await?;
+            return Ok(None);
+        }
+        Ok(Some(self.workshop.keep(arrived, made).await?))
+    }
+
+    /// The files of a named context as the first layer of a stage.
+    pub(super) async fn copy_context(&self, name: &str, tree: &Tree) -> Result<BuiltLayer, Problem> {
+        let context = Arc::clone(self.build.contexts.find(Some(name))?);
+        let picked = context.pick("/", &parse_exclude(&[])?)?;
+        let parts: Vec<Part> = picked.into_iter().map(|picked| Part::Picked { picked, unpacks: false }).collect();
+        let order =
+            PlaceOrder { destination: "/".to_owned(), is_folder: true, terms: self.terms(), ..PlaceOrder::default() };
+        self.place(tree, order, Source::Files(Box::new(move |output| write(&context, &parts, false, output)))).await
+    }
+
+    fn terms(&self) -> StepTerms {
+        StepTerms { epoch: self.build.epoch }
+    }
+
+    async fn place(&self, tree: &Tree, order: PlaceOrder, source: Source) -> Result<BuiltLayer, Problem> {
+        let (arrived, made) = self.start(tree, order, source).await?;
+        Ok(self.workshop.keep(arrived, made).await?)
+    }
+
+    async fn start(
+        &self,
+        tree: &Tree,
+        order: PlaceOrder,
+        source: Source,
+    ) -> Result<(crate::image::store::ArrivedLayer, Unpacked), Problem> {
+        let _slot = self.copies.acquire().await;
+        let (files, input) = new_pipe()?;
+        let (tar, output) = new_pipe()?;
+        let tar = pipe::Receiver::from_owned_fd(tar)
+            .map_err(|source| Problem::System { action: "wait on a pipe", source })?;
+        let runtime = self.workshop.runtime();
+        let writing = async {
+            match source {
+                Source::Files(write) => {
+                    let written = spawn_blocking(move || write(File::from(input))).await;
+                    written.unwrap_or_else(|_| Err(Problem::Missing("the files were not read".to_owned())))
+                }
+                Source::Tree(other, wanted) if other.layers.is_empty() => {
+                    drop(input);
+                    Err(Problem::Missing(format!(
+                        "`{}` is not there: the stage has no files",
+                        wanted.sources.join(" ")
+                    )))
+                }
+                Source::Tree(other, wanted) => Ok(runtime.select_files(other.mounted(), wanted, input).await?),
+            }
+        };
+        let placing = runtime.place_files(tree.mounted(), order, files, output);
+        let (written, made, arrived) = tokio::join!(writing, placing, self.workshop.receive(tar));
+        match (written, made) {
+            (Ok(()), made) => Ok((arrived?, made?)),
+            // A reader that hung up has a reason of its own, which says more.
+            (Err(Problem::System { source, .. }), Err(error)) if source.kind() == io::ErrorKind::BrokenPipe => {
+                Err(error.into())
+            }
+            (Err(problem), made) => {
+                if let (Ok(made), Ok(arrived)) = (made, arrived) {
+                    // A layer of half the files, which goes with the build.
+                    let _ = self.workshop.keep(arrived, made).await;
+                }
+                Err(problem)
+            }
+        }
+    }
+}
+
+/// Writes the tar of a copy to a pipe.
+type WriteFiles = Box<dyn FnOnce(File) -> Result<(), Problem> + Send>;
+
+/// Where the files of a copy come from.
+enum Source {
+    Files(WriteFiles),
+    Tree(Arc<Tree>, Wanted),
+}
+
+fn new_pipe() -> Result<(OwnedFd, OwnedFd), Problem> {
+    pipe_with(PipeFlags::CLOEXEC).map_err(|error| Problem::System { action: "make a pipe", source: error.into() })
+}
+
+fn writing(source: io::Error) -> Problem {
+    Problem::System { action: "pass files on", source }
+}
+
+fn wanted_of(copy: &CopyAction) -> Result<Wanted, Problem> {
+    let sources = copy.sources.iter().map(|source| match source {
+        CopyFrom::Path(path) => Ok(path.clone()),
+        other => Err(unsupported(other)),
+    });
+    let sources = sources.collect::<Result<_, _>>()?;
+    Ok(Wanted { sources, exclude: copy.exclude.clone(), parents: copy.parents })
+}
+
+fn unsupported(source: &CopyFrom) -> Problem {
+    Problem::Unsupported(match source {
+        CopyFrom::Url(url) => format!("`ADD {url}` cannot be done yet\nhint: put the file into the context"),
+        CopyFrom::Git { remote, .. } => {
+            format!("`ADD {remote}` cannot be done yet\nhint: put the repository into the context")
+        }
+        CopyFrom::Path(path) => format!("`{path}` cannot be copied from there"),
+        CopyFrom::Inline { name, .. } => format!("`{name}` stands in the Dockerfile and in no stage"),
+    })
+}
+
+fn parts_of(context: &Context, copy: &CopyAction) -> Result<Vec<Part>, Problem> {
+    let exclude = parse_exclude(&copy.exclude)?;
+    let mut parts = Vec::new();
+    for source in &copy.sources {
+        match source {
+            CopyFrom::Path(path) => {
+                for picked in context.pick(path, &exclude)? {
+                    let unpacks = copy.is_add && copy.unpack != Some(false) && is_archive(context, &picked)?;
+                    parts.push(Part::Picked { picked, unpacks });
+                }
+            }
+            CopyFrom::Inline { name, content } => {
+                parts.push(Part::Inline { name: name.clone(), content: content.clone() });
+            }
+            other => return Err(unsupported(other)),
+        }
+    }
+    Ok(parts)
+}
+
+/// Whether a file is an archive that ADD unpacks: told by looking, as Docker does it, not by its name.
+fn is_archive(context: &Context, picked: &Picked) -> Result<bool, Problem> {
+    if picked.is_folder {
+        return Ok(false);
+    }
+    let content = context.content(&picked.root)?;
+    // What cannot be decompressed is a file like any other.
+    let Ok(plain) = Decompressed::new(content, Bounds::default()) else { return Ok(false) };
+    let mut head = Vec::new();
+    if plain.take(ARCHIVE_HEAD_BYTES as u64).read_to_end(&mut head).is_err() || head.len() < ARCHIVE_HEAD_BYTES {
+        return Ok(false);
+    }
+    Ok(matches!(archive::Reader::new(head.as_slice(), archive::Limits::default()).next_entry(), Ok(Some(_))))
+}
+
+/// Writes all that is copied, in the form that `PlaceOrder` describes.
+fn write(context: &Context, parts: &[Part], parents: bool, output: File) -> Result<(), Problem> {
+    let mut archive = tar::Builder::new(io::BufWriter::with_capacity(128 * 1024, output));
+    for part in parts {
+        match part {
+            Part::Picked { picked, unpacks: true } => write_unpacked(context, picked, &mut archive)?,
+            Part::Picked { picked, .. } => write_picked(context, picked, parents, &mut archive)?,
+            Part::Inline { name, content } => {
+                let mut header = header(tar::EntryType::Regular, INLINE_MODE, 0);
+                header.set_size(content.len() as u64);
+                let path = [b"f/", name.as_bytes()].concat();
+                archive.append_data(&mut header, as_path(&path), content.as_bytes()).map_err(writing)?;
+            }
+        }
+    }
+    archive.into_inner().and_then(|mut output| io::Write::flush(&mut output)).map_err(writing)
+}
+
+type Archive = tar::Builder<io::BufWriter<File>>;
+
+fn write_picked(context: &Context, picked: &Picked, parents: bool, archive: &mut Archive) -> Result<(), Problem> {
+    let prefix = match (parents, picked.is_folder) {
+        (true, _) => [b"d/", pivoted(&picked.name)].concat(),
+        (false, true) => b"d".to_vec(),
+        (false, false) => {
+            let name = picked.name.rsplit(|&byte| byte == b'/').next().unwrap_or(&picked.name);
+            [b"f/", name].concat()
+        }
+    };
+    for path in picked.paths.paths() {
+        let relative = path.strip_prefix(picked.root.as_slice()).unwrap_or(path);
+        let relative = relative.strip_prefix(b"/").unwrap_or(relative);
+        let target = match (relative.is_empty(), prefix.ends_with(b"/")) {
+            (true, _) => prefix.clone(),
+            (false, true) => [prefix.as_slice(), relative].concat(),
+            (false, false) => [prefix.as_slice(), b"/", relative].concat(),
+        };
+        write_entry(context, path, &target, archive)?;
+    }
+    Ok(())
+}
+
+/// What `--parents` keeps of a path: all of it, or what stands behind a `/./`.
+fn pivoted(path: &[u8]) -> &[u8] {
+    let at = path.windows(3).position(|window| window == b"/./");
+    at.map_or(path, |at| &path[at + 3..])
+}
+
+fn write_entry(context: &Context, path: &[u8], target: &[u8], archive: &mut Archive) -> Result<(), Problem> {
+    let Some(entry) = context.entry(path) else { return Ok(()) };
+    match &entry.kind {
+        Kind::Folder => {
+            let mut header = header(tar::EntryType::Directory, entry.mode, entry.mtime);
+            header.set_size(0);
+            archive.append_data(&mut header, as_path(target), io::empty()).map_err(writing)
+        }
+        Kind::Link { target: to } => {
+            let mut header = header(tar::EntryType::Symlink, 0o777, entry.mtime);
+            header.set_size(0);
+            archive.append_link(&mut header, as_path(target), as_path(to)).map_err(writing)
+        }
+        Kind::File => {
+            let mut header = header(tar::EntryType::Regular, entry.mode, entry.mtime);
+            header.set_size(entry.size);
+            let content = context.content(path)?;
+            let exact = Exact { inner: content, left: entry.size };
+            archive.append_data(&mut header, as_path(target), exact).map_err(writing)
+        }
+        Kind::Special => Ok(()),
+    }
+}
+
+/// A file of a known length; one that changes while it is read is an error.
+struct Exact<R> {
+    inner: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Exact<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let count = self.inner.read(&mut buffer[..most])?;
+        if count == 0 && most > 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "a file of the context changed while it was read",
+            ));
+        }
+        self.left -= count as u64;
+        Ok(count)
+    }
+}
+
+/// Writes what an archive holds, as the files of a folder.
+fn write_unpacked(context: &Context, picked: &Picked, archive: &mut Archive) -> Result<(), Problem> {
+    let unreadable = |error: &dyn std::error::Error| {
+        let path = archive::printable(&picked.root);
+        Problem::Unsupported(format!("the archive `{path}` cannot be unpacked: {}", super::stage::sentence(error)))
+    };
+    let plain = Decompressed::new(context.content(&picked.root)?, Bounds::default());
+    let mut reader = archive::Reader::new(plain.map_err(|error| unreadable(&error))?, archive::Limits::default());
+    while let Some(entry) = reader.next_entry().map_err(|error| unreadable(&error))? {
+        let head = entry.head().clone();
+        let parts = head.components().map_err(|error| unreadable(&error))?;
+        if parts.is_empty() {
+            continue;
+        }
+        let path = [b"d/", parts.join(&b'/').as_slice()].concat();
+        let mut header = header(tar::EntryType::Regular, head.mode, head.mtime.seconds);
+        header.set_uid(u64::from(head.uid));
+        header.set_gid(u64::from(head.gid));
+        header.set_size(head.size);
+        match &head.kind {
+            archive::Kind::File => archive.append_data(&mut header, as_path(&path), entry),
+            archive::Kind::Directory => {
+                header.set_entry_type(tar::EntryType::Directory);
+                archive.append_data(&mut header, as_path(&path), io::empty())
+            }
+            archive::Kind::Symlink { target } => {
+                header.set_entry_type(tar::EntryType::Symlink);
+                archive.append_link(&mut header, as_path(&path), as_path(target))
+            }
+            archive::Kind::HardLink { target } => {
+                header.set_entry_type(tar::EntryType::Link);
+                let target = archive::split_path(target).map_err(|error| unreadable(&error))?.join(&b'/');
+                archive.append_link(&mut header, as_path(&path), as_path(&[b"d/", target.as_slice()].concat()))
+            }
+            archive::Kind::Fifo | archive::Kind::Device => Ok(()),
+        }
+        .map_err(writing)?;
+    }
+    Ok(())
+}
+
+fn header(kind: tar::EntryType, mode: u32, mtime: i64) -> tar::Header {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(u64::try_from(mtime).unwrap_or(0));
+    header
+}
+
+fn as_path(bytes: &[u8]) -> &Path {
+    Path::new(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(bytes))
+}
