@@ -15,6 +15,7 @@ pub mod policies;
 pub mod problem;
 pub mod registries;
 pub mod request;
+pub mod review;
 pub mod router;
 pub mod serve;
 pub mod state;

@@ -29,6 +29,8 @@ const MEMORY_BYTES_MIN: u64 = 64 * 1024;
 pub(crate) enum Hook {
     /// May this job run, and as what?
     Admission,
+    /// May this image be built, and as what?
+    Build,
     /// Are these settings right?
     Settings,
 }
@@ -38,6 +40,7 @@ impl Hook {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Hook::Admission => "admission",
+            Hook::Build => "build",
             Hook::Settings => "settings",
         }
     }

@@ -11,6 +11,7 @@ mod generated {
             world hooks {
                 import ampoule:policy/log@1.0.0;
                 export ampoule:policy/admission@1.0.0;
+                export ampoule:policy/build@1.0.0;
                 export ampoule:policy/settings@1.0.0;
             }
         ",
@@ -21,7 +22,7 @@ mod generated {
 pub(crate) use generated::Hooks;
 pub(crate) use generated::ampoule::policy::log;
 pub(crate) use generated::ampoule::policy::types;
-pub(crate) use generated::exports::ampoule::policy::{admission, settings};
+pub(crate) use generated::exports::ampoule::policy::{admission, build, settings};
 
 impl From<&Admission> for admission::Request {
     fn from(job: &Admission) -> admission::Request {

@@ -11,6 +11,8 @@ use wasmtime_wasi::p2::pipe::{MemoryInputPipe, MemoryOutputPipe};
 
 use crate::admission::Admission;
 use crate::binding::{Hook, Limits};
+use crate::build::BuildRequest;
+use crate::build::verdict::{Answer as BuildAnswer, Written as BuildWritten};
 use crate::component::on_own_thread;
 use crate::engine::{self, Room};
 use crate::failure::{Asked, Bounds, Failure};
@@ -49,12 +51,12 @@ pub(crate) struct Guest {
 
 /// The question as a command reads it.
 #[derive(Serialize)]
-struct Question<'a> {
+struct Question<'a, R> {
     contract: &'static str,
     hook: &'static str,
     settings: &'a serde_json::value::RawValue,
     #[serde(skip_serializing_if = "Option::is_none")]
-    request: Option<&'a Admission>,
+    request: Option<&'a R>,
 }
 
 /// The verdict as a command writes it.
@@ -115,7 +117,8 @@ impl Guest {
         limits: &Limits,
         settings: &str,
     ) -> Result<Result<(), String>, Failure> {
-        let answer = self.ask(room, policy, limits, Hook::Settings, settings, None).result?;
+        let answer = self.ask(room, policy, limits, Hook::Settings, settings, None::<&Admission>);
+        let answer = answer.result.and_then(|answer| read_answer(&answer))?;
         match answer.verdict {
             Verdict::Allow => Ok(Ok(())),
             Verdict::Deny(refusal) => Ok(Err(refusal.reason)),
@@ -132,25 +135,38 @@ impl Guest {
         job: &Admission,
         settings: &str,
     ) -> Asked<Answer> {
-        self.ask(room, policy, limits, Hook::Admission, settings, Some(job))
+        let Asked { result, fuel } = self.ask(room, policy, limits, Hook::Admission, settings, Some(job));
+        Asked { result: result.and_then(|answer| read_answer(&answer)), fuel }
     }
 
-    fn ask(
+    /// Asks it about a build.
+    pub(crate) fn review_plan(
+        &self,
+        room: &Room,
+        policy: &Arc<str>,
+        limits: &Limits,
+        request: &BuildRequest,
+        settings: &str,
+    ) -> Asked<BuildAnswer> {
+        let Asked { result, fuel } = self.ask(room, policy, limits, Hook::Build, settings, Some(request));
+        Asked { result: result.and_then(|answer| read_build_answer(&answer)), fuel }
+    }
+
+    fn ask<R: Serialize>(
         &self,
         room: &Room,
         policy: &Arc<str>,
         limits: &Limits,
         hook: Hook,
         settings: &str,
-        request: Option<&Admission>,
-    ) -> Asked<Answer> {
+        request: Option<&R>,
+    ) -> Asked<Vec<u8>> {
         let question = match question(hook, settings, request) {
             Ok(question) => question,
             Err(error) => return Asked { result: Err(Failure::host(format!("no question: {error}"))), fuel: 0 },
         };
         let _place = room.enter();
-        let Asked { result, fuel } = on_own_thread(|| self.run(room, policy, limits, hook, question));
-        Asked { result: result.and_then(|answer| read_answer(&answer)), fuel }
+        on_own_thread(|| self.run(room, policy, limits, hook, question))
     }
 
     fn run(&self, room: &Room, policy: &Arc<str>, limits: &Limits, hook: Hook, question: Vec<u8>) -> Asked<Vec<u8>> {
@@ -194,9 +210,15 @@ fn is_success(error: &wasmtime::Error) -> bool {
     error.downcast_ref::<I32Exit>().is_some_and(|exit| exit.0 == 0)
 }
 
-fn question(hook: Hook, settings: &str, request: Option<&Admission>) -> serde_json::Result<Vec<u8>> {
+fn question<R: Serialize>(hook: Hook, settings: &str, request: Option<&R>) -> serde_json::Result<Vec<u8>> {
     let settings = serde_json::from_str(settings)?;
     serde_json::to_vec(&Question { contract: CONTRACT, hook: hook.name(), settings, request })
+}
+
+fn read_build_answer(answer: &[u8]) -> Result<BuildAnswer, Failure> {
+    serde_json::from_slice::<BuildWritten>(answer)
+        .map(BuildAnswer::from)
+        .map_err(|error| Failure::malformed(format!("no verdict could be read from its output: {error}")))
 }
 
 fn read_answer(answer: &[u8]) -> Result<Answer, Failure> {

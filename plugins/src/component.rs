@@ -8,7 +8,9 @@ use wasmtime::{Engine, Store};
 
 use crate::admission::Admission;
 use crate::binding::{Hook, Limits};
-use crate::bindings::{self, admission, settings};
+use crate::bindings::{self, admission, build, settings};
+use crate::build::verdict::Answer as BuildAnswer;
+use crate::build::{BuildRequest, contract};
 use crate::engine::{self, Room};
 use crate::failure::{Asked, Bounds, Failure};
 use crate::host::{State, TRANSFER_BYTES_MAX};
@@ -18,6 +20,7 @@ use crate::verdict::Answer;
 pub(crate) struct Guest {
     pre: InstancePre<State>,
     admission: Option<admission::GuestIndices>,
+    build: Option<build::GuestIndices>,
     settings: Option<settings::GuestIndices>,
     /// Whether it can reach WASI, which must not run on a thread that drives async tasks.
     is_wasi_needed: bool,
@@ -34,6 +37,7 @@ impl Guest {
             component.component_type().imports(linker.engine()).any(|(name, _)| name.starts_with("wasi:"));
         Ok(Guest {
             admission: admission::GuestIndices::new(&pre).ok(),
+            build: build::GuestIndices::new(&pre).ok(),
             settings: settings::GuestIndices::new(&pre).ok(),
             pre,
             is_wasi_needed,
@@ -43,7 +47,8 @@ impl Guest {
     /// The hooks that it answers.
     pub(crate) fn hooks(&self) -> Vec<Hook> {
         let admission = self.admission.iter().map(|_| Hook::Admission);
-        admission.chain(self.settings.iter().map(|_| Hook::Settings)).collect()
+        let build = self.build.iter().map(|_| Hook::Build);
+        admission.chain(build).chain(self.settings.iter().map(|_| Hook::Settings)).collect()
     }
 
     /// Instantiates it once and looks up every hook with its types, so that a mismatch shows now.
@@ -53,6 +58,7 @@ impl Guest {
     pub(crate) fn try_hooks(&self, room: &Room, policy: &Arc<str>, limits: &Limits) -> Result<(), Failure> {
         let load = |store: &mut Store<State>, instance: &Instance| {
             self.admission.as_ref().map(|hook| hook.load(&mut *store, instance)).transpose()?;
+            self.build.as_ref().map(|hook| hook.load(&mut *store, instance)).transpose()?;
             self.settings.as_ref().map(|hook| hook.load(&mut *store, instance)).transpose()?;
             Ok(())
         };
@@ -95,6 +101,26 @@ impl Guest {
         };
         let Asked { result, fuel } = self.call(room, policy, limits, admit);
         Asked { result: result.and_then(|verdict| bindings::answer(verdict).map_err(Failure::malformed)), fuel }
+    }
+
+    /// Asks it about a build.
+    pub(crate) fn review_plan(
+        &self,
+        room: &Room,
+        policy: &Arc<str>,
+        limits: &Limits,
+        request: &BuildRequest,
+        settings: &str,
+    ) -> Asked<BuildAnswer> {
+        let Some(hook) = &self.build else {
+            return Asked { result: Err(Failure::malformed("it does not answer `build`")), fuel: 0 };
+        };
+        let request = build::Request::from(request);
+        let review = |store: &mut Store<State>, instance: &Instance| {
+            hook.load(&mut *store, instance)?.call_review_plan(store, &request, settings)
+        };
+        let Asked { result, fuel } = self.call(room, policy, limits, review);
+        Asked { result: result.and_then(|verdict| contract::answer(verdict).map_err(Failure::malformed)), fuel }
     }
 
     fn call<T: Send>(

@@ -17,6 +17,23 @@ pub(crate) struct Voice<'a> {
     pub(crate) on_failure: OnFailure,
 }
 
+impl PolicyVerdict {
+    /// The entry of a policy that was asked, before its answer is looked at.
+    pub(crate) fn unheard(voice: Voice<'_>, fuel: u64, micros: u64) -> PolicyVerdict {
+        PolicyVerdict {
+            policy: voice.name.to_owned(),
+            digest: voice.digest.to_owned(),
+            mode: voice.mode,
+            verdict: VerdictKind::Allow,
+            changed: Vec::new(),
+            code: String::new(),
+            reason: String::new(),
+            fuel,
+            micros,
+        }
+    }
+}
+
 /// A job on its way past the policies.
 pub(crate) struct Docket {
     job: Admission,
@@ -54,17 +71,7 @@ impl Docket {
             patch::check(&answer).map_err(Failure::malformed)?;
             Ok(answer)
         });
-        let mut entry = PolicyVerdict {
-            policy: voice.name.to_owned(),
-            digest: voice.digest.to_owned(),
-            mode: voice.mode,
-            verdict: VerdictKind::Allow,
-            changed: Vec::new(),
-            code: String::new(),
-            reason: String::new(),
-            fuel: asked.fuel,
-            micros,
-        };
+        let mut entry = PolicyVerdict::unheard(voice, asked.fuel, micros);
         let followed = match checked {
             Ok(answer) => self.follow(voice, answer, &mut entry),
             Err(failure) => Err(failure),

@@ -1,10 +1,12 @@
-//! Hosts policies: WebAssembly components, or WASI commands, that are asked whether a job may run, and as what.
+//! Hosts policies: WebAssembly components, or WASI commands, that are asked whether a job may run or an
+//! image be built, and as what.
 //! A policy is a pure function of its question and its settings: it sees no file, no network, no clock and no chance,
 //! and every call is bounded in steps, time, memory, stack and answer. Everything here is synchronous.
 
 mod admission;
 mod binding;
 mod bindings;
+mod build;
 mod command;
 mod component;
 mod decide;
@@ -22,12 +24,17 @@ use std::path::Path;
 
 pub use admission::{Admission, AdmissionFile, AdmissionImage, AdmissionLimits, AdmissionWritable, RequestedLimits};
 pub use binding::BindingError;
+pub use build::verdict::{BuildChange, BuildDecision, BuildDenial, BuildWarning};
+pub use build::{
+    BuildAction, BuildBase, BuildContext, BuildCopy, BuildCopySource, BuildImage, BuildMount, BuildOrigin,
+    BuildRequest, BuildRun, BuildStage, BuildStep,
+};
 pub use policy::{PolicyError, PolicySummary};
 pub use precompiled::CacheError;
 pub use verdict::{Decision, Denial, Mode, OnFailure, Outcome, PolicyVerdict, PolicyWarning, VerdictKind};
 
 use binding::{Binding, Hook};
-use decide::{Docket, Voice};
+use decide::Docket;
 use engine::Room;
 use policy::{Binder, Policy};
 use precompiled::Cache;
@@ -96,13 +103,25 @@ impl Policies {
         let Some(room) = &self.room else { return docket.admit() };
         for policy in self.bound.iter().filter(|policy| policy.is_asked_about_jobs()) {
             let (asked, micros) = policy.admit(room, docket.job());
-            let voice =
-                Voice { name: &policy.name, digest: &policy.digest, mode: policy.mode, on_failure: policy.on_failure };
-            if let Err(denial) = docket.hear(voice, asked, micros) {
+            if let Err(denial) = docket.hear(policy.voice(), asked, micros) {
                 return docket.deny(denial);
             }
         }
         docket.admit()
+    }
+
+    /// Asks the policies about a build before anything of it runs, in order. Each sees what the ones before it left; the
+    /// first refusal ends it. What is to be built is the plan with the decision's `changes`.
+    pub fn review_build(&self, request: BuildRequest) -> BuildDecision {
+        let mut docket = build::docket::Docket::new(request);
+        let Some(room) = &self.room else { return docket.close(None) };
+        for policy in self.bound.iter().filter(|policy| policy.is_asked_about_builds()) {
+            let (asked, micros) = policy.review_plan(room, docket.request());
+            if let Some(denial) = docket.hear(policy.voice(), asked, micros) {
+                return docket.close(Some(denial));
+            }
+        }
+        docket.close(None)
     }
 
     /// The policies in the order in which they are asked.

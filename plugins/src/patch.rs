@@ -47,7 +47,8 @@ fn check_refusal(Refusal { code, reason, hint }: &Refusal) -> Result<(), String>
     if hint.is_empty() { Ok(()) } else { check_sentence("the hint of the refusal", hint) }
 }
 
-fn check_code(what: &str, code: &str) -> Result<(), String> {
+/// Checks a stable code.
+pub(crate) fn check_code(what: &str, code: &str) -> Result<(), String> {
     let is_plain = code.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'));
     if code.is_empty() || code.len() > CODE_BYTES_MAX || !is_plain {
         return Err(format!("{what} is `{code:.80}`, not 1 to {CODE_BYTES_MAX} of a-z, 0-9 and `-`"));
@@ -55,7 +56,8 @@ fn check_code(what: &str, code: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn check_sentence(what: &str, text: &str) -> Result<(), String> {
+/// Checks a sentence for people.
+pub(crate) fn check_sentence(what: &str, text: &str) -> Result<(), String> {
     if text.trim().is_empty() || text.len() > SENTENCE_BYTES_MAX {
         return Err(format!("{what} has {} bytes, not 1 to {SENTENCE_BYTES_MAX}", text.len()));
     }
@@ -168,7 +170,8 @@ fn set_writable(all: &mut Vec<AdmissionWritable>, new: AdmissionWritable) -> Res
     }
 }
 
-fn set_pair(field: &str, pairs: &mut Vec<(String, String)>, name: String, value: String) -> Option<String> {
+/// Sets a pair, and names the field when that changed it.
+pub(crate) fn set_pair(field: &str, pairs: &mut Vec<(String, String)>, name: String, value: String) -> Option<String> {
     let field = format!("{field}.{name}");
     match pairs.iter_mut().find(|(other, _)| *other == name) {
         Some((_, old)) => put(old, value).then_some(field),
@@ -217,14 +220,16 @@ fn check_variable(name: &str, value: &str) -> Result<(), String> {
     check_text("env", value)
 }
 
-fn check_name(field: &str, name: &str) -> Result<(), String> {
+/// Checks a name of a user or label.
+pub(crate) fn check_name(field: &str, name: &str) -> Result<(), String> {
     if name.is_empty() || name.len() > NAME_BYTES_MAX || name.contains('\0') {
         return Err(format!("{field}: `{name:.80}` is not 1 to {NAME_BYTES_MAX} bytes without NUL"));
     }
     Ok(())
 }
 
-fn check_text(field: &str, value: &str) -> Result<(), String> {
+/// Checks a value.
+pub(crate) fn check_text(field: &str, value: &str) -> Result<(), String> {
     if value.len() > VALUE_BYTES_MAX || value.contains('\0') {
         return Err(format!("{field}: a value has {VALUE_BYTES_MAX} bytes at most and no NUL"));
     }

@@ -13,6 +13,9 @@ use wasmtime::Engine;
 
 use crate::admission::Admission;
 use crate::binding::{Binding, Hook, Limits};
+use crate::build::BuildRequest;
+use crate::build::verdict::Answer as BuildAnswer;
+use crate::decide::Voice;
 use crate::engine::Room;
 use crate::failure::Asked;
 use crate::precompiled::Cache;
@@ -93,7 +96,7 @@ pub enum PolicyError {
     },
     /// It answers none of the questions that are asked, or not the one that it is bound to.
     #[error(
-        "{file} does not answer `{hook}`; it exports: {exports}\nhint: this host asks ampoule:policy/admission@1.0.0"
+        "{file} does not answer `{hook}`; it exports: {exports}\nhint: this host asks ampoule:policy/admission@1.0.0 and ampoule:policy/build@1.0.0"
     )]
     NoHook {
         /// The file.
@@ -104,7 +107,9 @@ pub enum PolicyError {
         exports: String,
     },
     /// A command cannot be looked into.
-    #[error("a WASI command does not show what it answers\nhint: add hooks = [\"admission\"] to its binding")]
+    #[error(
+        "a WASI command does not show what it answers\nhint: add hooks = [\"admission\"] or hooks = [\"build\"] to its binding"
+    )]
     HooksUnknown,
     /// It did not survive being tried.
     #[error("it cannot be asked: {0}")]
@@ -203,9 +208,29 @@ impl Policy {
         validated.map_err(|failure| PolicyError::Trial(failure.describe()))?.map_err(PolicyError::Settings)
     }
 
+    /// Who speaks when it answers.
+    pub(crate) fn voice(&self) -> Voice<'_> {
+        Voice { name: &self.name, digest: &self.digest, mode: self.mode, on_failure: self.on_failure }
+    }
+
     /// Whether it is asked about jobs.
     pub(crate) fn is_asked_about_jobs(&self) -> bool {
         self.hooks.contains(&Hook::Admission)
+    }
+
+    /// Whether it is asked about builds.
+    pub(crate) fn is_asked_about_builds(&self) -> bool {
+        self.hooks.contains(&Hook::Build)
+    }
+
+    /// Asks about a build; the time is in microseconds.
+    pub(crate) fn review_plan(&self, room: &Room, request: &BuildRequest) -> (Asked<BuildAnswer>, u64) {
+        let start = Instant::now();
+        let asked = match &self.guest {
+            Guest::Component(guest) => guest.review_plan(room, &self.name, &self.limits, request, &self.settings),
+            Guest::Command(guest) => guest.review_plan(room, &self.name, &self.limits, request, &self.settings),
+        };
+        (asked, u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX))
     }
 
     /// Asks about a job; the time is in microseconds.

@@ -1,5 +1,7 @@
 //! The promises about policies, kept by the real engine and the real components, which `make policies` builds.
 
+#[path = "policies/builds.rs"]
+mod builds;
 #[path = "policies/cases.rs"]
 mod cases;
 #[path = "policies/commands.rs"]

@@ -14,21 +14,27 @@ use ampoule_engine::builder::ignore::{self, Ignore};
 use ampoule_engine::builder::plan::{NamedContext, Options, Plan, Platform, plan};
 use ampoule_engine::builder::source::{Complaint, Position, Source};
 use ampoule_engine::image::reference::Reference;
+use ampoule_plugins::{BuildDecision, Policies};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
 use serde::Serialize;
 
-use super::exit;
+use super::{exit, policies};
+use crate::review;
+
+mod verdicts;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
   ampoule build --check .
   ampoule build --check -f docker/Dockerfile --target test --build-arg VERSION=2 .
   ampoule build --check --json . | jq .plan.stages
+  ampoule build --check --policies policies/builds.toml .
 
 Exit codes:
   0    the build can be planned, and none of Docker's checks has anything to say
-  1    there are warnings, or it cannot be planned; advice alone is none of both
+  1    there are warnings, or it cannot be planned, or a policy refuses it;
+       advice and warnings of policies alone are none of these
   125  it was not understood what was asked for, or building itself was asked for";
 
 /// Prefix of a context that is an image.
@@ -57,6 +63,9 @@ pub(super) struct Arguments {
     /// Another context under a name: a folder, or docker-image://IMAGE
     #[arg(long = "build-context", value_name = "NAME=PATH")]
     contexts: Vec<String>,
+    /// A policies.toml whose policies about builds are asked as well
+    #[arg(long, value_name = "FILE")]
+    policies: Option<PathBuf>,
     /// Print one JSON document with findings and plan
     #[arg(long)]
     json: bool,
@@ -69,6 +78,23 @@ struct Document<'a> {
     error: Option<Wrong>,
     findings: Vec<Told>,
     plan: Option<&'a Plan>,
+    /// What the policies came to; nothing when none were asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policies: Option<&'a BuildDecision>,
+}
+
+/// A build that can be made, and what is said about it.
+struct Checked {
+    plan: Plan,
+    report: Report,
+    decision: Option<BuildDecision>,
+}
+
+impl Checked {
+    fn is_good(&self) -> bool {
+        let is_denied = self.decision.as_ref().is_some_and(|decision| decision.denial.is_some());
+        self.report.warnings() == 0 && !self.report.is_error() && !is_denied
+    }
 }
 
 /// What keeps a build from being planned.
@@ -89,26 +115,37 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
         );
     }
     let options = options(arguments)?;
+    let policies = arguments.policies.as_deref().map(policies::bind).transpose()?;
     let source = read_dockerfile(arguments)?;
     let context = read_context(arguments)?;
     let planned = dockerfile::parse(&source).and_then(|file| {
         let plan = plan(&source, &file, &options)?;
         let report = check(&file, &options, &plan, Some(&context));
-        Ok((plan, report))
+        let ask = |policies: &Policies| {
+            policies.review_build(review::request(source.name(), &plan, &options, Some(&context)))
+        };
+        let decision = policies.as_ref().map(ask);
+        Ok(Checked { plan, report, decision })
     });
     if arguments.json {
         print_json(&source, planned.as_ref())?;
     } else {
         print_text(&source, planned.as_ref())?;
     }
-    let is_good = planned.as_ref().is_ok_and(|(_, report)| report.warnings() == 0 && !report.is_error());
-    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::from(exit::CHECK_FAILED) })
+    Ok(if planned.is_ok_and(|checked| checked.is_good()) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(exit::CHECK_FAILED)
+    })
 }
 
-fn print_text(source: &Source, planned: Result<&(Plan, Report), &Complaint>) -> Result<()> {
+fn print_text(source: &Source, planned: Result<&Checked, &Complaint>) -> Result<()> {
     match planned {
-        Ok((_, report)) => {
+        Ok(Checked { report, decision, .. }) => {
             io::stdout().write_all(harmless(&report.render(source)).as_bytes())?;
+            if let Some(decision) = decision {
+                io::stdout().write_all(harmless(&verdicts::render(decision, source)).as_bytes())?;
+            }
             if report.is_error() {
                 io::stderr().write_all(b"error: the Dockerfile's check directive makes these findings an error\n")?;
             }
@@ -123,16 +160,20 @@ fn harmless(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && !matches!(c, '\n' | '\t') { '\u{fffd}' } else { c }).collect()
 }
 
-fn print_json(source: &Source, planned: Result<&(Plan, Report), &Complaint>) -> Result<()> {
+fn print_json(source: &Source, planned: Result<&Checked, &Complaint>) -> Result<()> {
     let document = match planned {
-        Ok((plan, report)) => {
-            Document { dockerfile: source.name(), error: None, findings: report.told(source), plan: Some(plan) }
-        }
+        Ok(Checked { plan, report, decision }) => Document {
+            dockerfile: source.name(),
+            error: None,
+            findings: report.told(source),
+            plan: Some(plan),
+            policies: decision.as_ref(),
+        },
         Err(complaint) => {
             let position = source.position(complaint.span.start);
             let (message, hint) = (complaint.message.clone(), complaint.hint.clone());
             let wrong = Wrong { message, hint, position, text: source.line(position.line).to_owned() };
-            Document { dockerfile: source.name(), error: Some(wrong), findings: Vec::new(), plan: None }
+            Document { dockerfile: source.name(), error: Some(wrong), findings: Vec::new(), plan: None, policies: None }
         }
     };
     writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&document)?)?;

@@ -66,14 +66,19 @@ pub(super) fn check(arguments: &CheckArguments) -> Result<ExitCode> {
 
 /// One policy of a WebAssembly file, or all that a `policies.toml` binds.
 fn load(file: &Path) -> Result<Vec<PolicySummary>> {
-    let cache = Cache::make()?;
     if file.extension().is_some_and(|extension| extension == "toml") {
-        let policies = Policies::load(file, &cache.0).context("the policies cannot be bound")?;
-        return Ok(policies.list());
+        return Ok(bind(file)?.list());
     }
+    let cache = Cache::make()?;
     let policy = ampoule_plugins::check(file, &cache.0)
         .with_context(|| format!("{} cannot be bound as a policy", file.display()))?;
     Ok(vec![policy])
+}
+
+/// All policies that a `policies.toml` binds, for this process alone.
+pub(super) fn bind(file: &Path) -> Result<Policies> {
+    let cache = Cache::make()?;
+    Policies::load(file, &cache.0).context("the policies cannot be bound")
 }
 
 /// A folder for compiled code that nobody else can write to, gone afterwards.

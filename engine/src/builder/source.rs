@@ -123,6 +123,13 @@ impl Source {
         self.text[start..end].trim_end_matches(['\r', '\n']).trim_start_matches('\u{feff}')
     }
 
+    /// The place that a whole line is; `None` when there is no such line.
+    pub fn line_span(&self, number: usize) -> Option<Span> {
+        let start = *self.starts.get(number.checked_sub(1)?)?;
+        let end = self.starts.get(number).copied().unwrap_or(self.text.len());
+        Some(Span { start, end: start + self.text[start..end].trim_end().len() })
+    }
+
     /// The lines around a place, the place marked, between two rulers as BuildKit prints them.
     pub fn excerpt(&self, span: Span) -> String {
         const RULER: &str = "--------------------\n";

@@ -24,14 +24,30 @@ use std::marker::PhantomData;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+pub mod build;
+
 /// The contract as wit-bindgen writes it; use the names that the crate exports at its top instead.
 #[doc(hidden)]
 pub mod bindings {
     wit_bindgen::generate!({
         path: "../wit",
-        world: "admission-policy-with-settings",
+        world: "admission-policy",
         pub_export_macro: true,
         default_bindings_module: "ampoule_policy::bindings",
+        generate_all,
+    });
+}
+
+/// The settings, which policies of every hook export; its macros are of the crate and can be made once only.
+#[doc(hidden)]
+pub mod settings {
+    wit_bindgen::generate!({
+        path: "../wit",
+        inline: "package ampoule:kit; world with-settings { export ampoule:policy/settings@1.0.0; }",
+        world: "ampoule:kit/with-settings",
+        pub_export_macro: true,
+        export_macro_name: "export_settings",
+        default_bindings_module: "ampoule_policy::settings",
         generate_all,
     });
 }
@@ -112,7 +128,7 @@ impl<P: Policy> bindings::exports::ampoule::policy::admission::Guest for Exporte
     }
 }
 
-impl<P: Policy> bindings::exports::ampoule::policy::settings::Guest for Exported<P> {
+impl<P: Policy> settings::exports::ampoule::policy::settings::Guest for Exported<P> {
     fn validate(settings: String) -> Result<(), String> {
         log_panics();
         P::check(&serde_json::from_str(&settings).map_err(|error| error.to_string())?)
@@ -130,6 +146,7 @@ macro_rules! policy {
     ($policy:ty) => {
         type AmpouleExported = $crate::Exported<$policy>;
         $crate::bindings::export!(AmpouleExported with_types_in $crate::bindings);
+        $crate::settings::export_settings!(AmpouleExported with_types_in $crate::settings);
     };
 }
 
