@@ -219,7 +219,7 @@ mod tests {
     fn a_download_that_a_shell_runs_is_found_however_it_is_written() {
         check(&run("curl -fsSL https://example.com/x | sh"), &["pipe-to-shell"]);
         check(&run("set -e; wget -qO- https://example.com/x | tee /tmp/x | bash -s -- -y"), &["pipe-to-shell"]);
-        check(&run("curl https://example.com/x | sudo -E bash"), &["pipe-to-shell"]);
+        check(&run("curl https://example.com/x | sudo -E bash"), &["pipe-to-shell", "sudo"]);
         check(&run("curl https://example.com/x | tar xz"), &[]);
         check(&run("echo 'curl x | sh'"), &[]);
         check(&run("curl -o x https://example.com/x || sh fallback.sh"), &[]);
