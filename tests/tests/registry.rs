@@ -484,7 +484,7 @@ fn too_many_requests_and_passing_failures_are_tried_again_when_the_registry_says
         match tries.fetch_add(1, Ordering::Relaxed) {
             0 => Some(Reply::new(429).header("retry-after", "1")),
             1 => Some(Reply::new(503)),
-            2 => Some(Reply::new(503).header("retry-after", &http_date(2))),
+            2 => Some(Reply::new(503).header("retry-after", http_date(2))),
             _ => None,
         }
     });

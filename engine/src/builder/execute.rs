@@ -277,7 +277,8 @@ impl Site {
 /// The keys of all steps, by stage.
 fn keys(build: &Build) -> Result<BTreeMap<usize, Vec<Digest>>, BuildError> {
     let content = |input: &Input| content_of(build, input);
-    let keys = build.plan.keys(content).map_err(|(problem, input)| {
+    let keys = build.plan.keys(content).map_err(|failure| {
+        let (problem, input) = *failure;
         let steps = build.plan.stages.iter().flat_map(|stage| &stage.steps);
         let position = steps.filter(|step| step.inputs.contains(&input)).map(|step| step.position).next();
         let number =
@@ -288,8 +289,8 @@ fn keys(build: &Build) -> Result<BTreeMap<usize, Vec<Digest>>, BuildError> {
 }
 
 /// A digest of what an input holds now.
-fn content_of(build: &Build, input: &Input) -> Result<Digest, (Problem, Input)> {
-    let failed = |problem: Problem| (problem, input.clone());
+fn content_of(build: &Build, input: &Input) -> Result<Digest, Box<(Problem, Input)>> {
+    let failed = |problem: Problem| Box::new((problem, input.clone()));
     match input {
         Input::Files { context, sources, exclude } => {
             let context = build.contexts.find(context.as_deref()).map_err(failed)?;
