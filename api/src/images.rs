@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 
 use crate::problem::{IMAGE_DAMAGED, Kind, NO_IMAGE, Refused, sentence};
 
+pub mod builds;
 pub mod catalog;
 mod conditions;
 mod document;
@@ -36,6 +37,9 @@ pub struct Images {
     saves: Arc<Semaphore>,
     registry: Registry,
     transfers: Arc<Semaphore>,
+    builds: Arc<Semaphore>,
+    /// Where the files of contexts lie while they are used.
+    spools: Arc<Path>,
 }
 
 impl Images {
@@ -59,6 +63,8 @@ impl Images {
             saves: permits(SAVES_MAX),
             registry,
             transfers: permits(transfers::TRANSFERS_MAX),
+            builds: permits(builds::BUILDS_MAX),
+            spools: state.into(),
         };
         let reconciled = images.blocking(|images| images.store.reconcile(images.runtime.as_ref())).await?;
         let reconciled = reconciled.map_err(io::Error::other)?;

@@ -31,7 +31,7 @@ use crate::{images, jobs, policies, system, tokens, uploads};
         images::intake::import, images::intake::load, images::save::save, images::tags::tag,
         images::removal::remove, images::removal::prune,
         images::trees::export, images::trees::diff, images::trees::verify,
-        images::transfers::pull, images::transfers::push,
+        images::transfers::pull, images::transfers::push, images::builds::build,
         policies::list,
         tokens::create, tokens::list, tokens::revoke,
         system::healthz, system::readyz, system::version, system::metrics, description,

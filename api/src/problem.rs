@@ -78,6 +78,8 @@ kinds! {
     IMAGE_DAMAGED = CONFLICT "image-damaged" "The image is damaged";
     /// The archive is no image.
     INVALID_IMAGE = UNPROCESSABLE_ENTITY "invalid-image" "The archive cannot be imported";
+    /// The Dockerfile cannot be used, or a step of it failed.
+    BUILD_FAILED = UNPROCESSABLE_ENTITY "build-failed" "The image cannot be built";
     /// The registry does not let whoever asks do this.
     REGISTRY_DENIED = FORBIDDEN "registry-denied" "The registry does not allow it";
     /// The tag leads elsewhere than it is pinned to.

@@ -88,13 +88,22 @@ impl Images {
     ) -> Result<T, Refused> {
         let busy = || Refused::new(BUSY, format!("{IMPORTS_MAX} imports are under way")).retry_after(5);
         let _permit = self.imports.try_acquire().map_err(|_| busy())?;
+        self.read(body, work).await?.map_err(|error| unimported(&error))
+    }
+
+    /// Has `work` read a body.
+    pub(crate) async fn read<T: Send + 'static>(
+        &self,
+        body: Body,
+        work: impl FnOnce(&Images, Chunks) -> T + Send + 'static,
+    ) -> Result<T, Refused> {
         let (sender, receiver) = mpsc::channel(CHUNKS_MAX);
         let sent = send(body, sender, self.bytes_max);
         let done = self.blocking(move |images| work(images, Chunks { receiver, current: Bytes::new() }));
         let (sent, done) = tokio::join!(sent, done);
-        // A body that broke off is the cause of whatever the store says of it.
+        // A body that broke off is the cause of whatever is said of it.
         sent?;
-        done.map_err(|error| Refused::internal(&error))?.map_err(|error| unimported(&error))
+        done.map_err(|error| Refused::internal(&error))
     }
 }
 
@@ -133,7 +142,7 @@ async fn discard(mut chunks: axum::body::BodyDataStream) {
 }
 
 /// A body, read on a thread that may block.
-struct Chunks {
+pub(crate) struct Chunks {
     receiver: mpsc::Receiver<io::Result<Bytes>>,
     current: Bytes,
 }
@@ -168,12 +177,12 @@ pub(super) fn unstored(error: &StoreError) -> Refused {
     if is_disk_full(error) { disk_full() } else { Refused::internal(error) }
 }
 
-fn disk_full() -> Refused {
+pub(super) fn disk_full() -> Refused {
     Refused::new(DISK_FULL, "there is no room left where the service keeps its images; nothing was changed")
         .hint("`ampoule image prune` lets go what nobody needs; then try again")
 }
 
-fn is_disk_full(error: &(dyn std::error::Error + 'static)) -> bool {
+pub(super) fn is_disk_full(error: &(dyn std::error::Error + 'static)) -> bool {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.into_iter().any(|cause| match cause.downcast_ref::<io::Error>() {
         Some(error) => matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded),

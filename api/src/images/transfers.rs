@@ -122,7 +122,7 @@ struct Work<T> {
     _permit: OwnedSemaphorePermit,
 }
 
-struct StopsWhenDropped(Stop);
+pub(super) struct StopsWhenDropped(pub(super) Stop);
 
 impl Drop for StopsWhenDropped {
     fn drop(&mut self) {
@@ -283,7 +283,7 @@ fn credentials(login: RegistryLogin) -> Option<Option<Credentials>> {
     })
 }
 
-fn unpulled(error: &PullError) -> Refused {
+pub(super) fn unpulled(error: &PullError) -> Refused {
     match error {
         PullError::Registry(registry) => unregistered(error, registry),
         PullError::Moved { .. } => told(TAG_MOVED, error),

@@ -1,6 +1,7 @@
 //! The types that travel: what a client sends to the service and what it gets back, as JSON.
 //! They are only data. What the service makes of them is its own affair.
 
+pub mod build;
 pub mod image;
 pub mod job;
 pub mod policy;
@@ -9,6 +10,7 @@ pub mod system;
 pub mod transfer;
 pub mod tree;
 
+pub use build::{BuildEvent, BuildRequest, BuildResult, BuildStep};
 pub use image::{
     Image, ImageConfig, ImageDetails, ImageHistory, ImageKept, ImageLayer, ImageLeftOut, ImageList, ImagePruned,
     ImageRemoved, ImageSkipped, ImageStep, ImageTag, ImageTagged, ImageUsage, ImagesLoaded, ImagesPruned, ImagesUsage,
