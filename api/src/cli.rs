@@ -123,7 +123,7 @@ pub fn main() -> ExitCode {
         Command::Attempt(arguments) => doctor::attempt(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Completions { shell } => completions(shell),
-        Command::Build(arguments) => build::run(&arguments),
+        Command::Build(arguments) if arguments.check => build::run(&arguments),
         Command::Policy(policies::Command::Check(arguments)) => policies::check(&arguments),
         command => talk(command, &cli.reach),
     };
@@ -163,6 +163,7 @@ fn talk(command: Command, reach: &connect::Reach) -> Result<ExitCode> {
         let client = connect::client(reach)?;
         match command {
             Command::Image(command) => images::run(&client, command).await,
+            Command::Build(arguments) => build::send::run(&client, &arguments).await,
             Command::Run(arguments) => run::run(&client, *arguments).await,
             Command::Ps(arguments) => jobs::ps(&client, &arguments).await,
             Command::Logs(arguments) => jobs::logs(&client, &arguments).await,
@@ -174,7 +175,6 @@ fn talk(command: Command, reach: &connect::Reach) -> Result<ExitCode> {
             Command::Version => version(&client).await,
             Command::Serve(_)
             | Command::Doctor(_)
-            | Command::Build(_)
             | Command::Completions { .. }
             | Command::Attempt(_)
             | Command::Policy(policies::Command::Check(_)) => unreachable!("these are done without the service"),

@@ -1,5 +1,5 @@
-//! `ampoule build`: reads a Dockerfile with its context, plans the build and says what is wrong or could be better.
-//! It needs no service. Nothing is built yet.
+//! `ampoule build`: reads a Dockerfile with its context, and has the service build it; or, with `--check` and without the
+//! service, plans the build and says what is wrong or could be better.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,20 +22,23 @@ use serde::Serialize;
 use super::{exit, policies};
 use crate::review;
 
+pub(super) mod send;
 mod verdicts;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
+  ampoule build -t app .
+  ampoule build -t app:test -f docker/Dockerfile --target test --build-arg VERSION=2 .
   ampoule build --check .
   ampoule build --check -f docker/Dockerfile --target test --build-arg VERSION=2 .
   ampoule build --check --json . | jq .plan.stages
   ampoule build --check --policies policies/builds.toml .
 
 Exit codes:
-  0    the build can be planned, and none of Docker's checks has anything to say
-  1    there are warnings, or it cannot be planned, or a policy refuses it;
+  0    the image is built; with --check: it can be planned, and none of Docker's checks has anything to say
+  1    a step failed, it cannot be planned, or a policy refuses it; with --check also: there are warnings;
        advice and warnings of policies alone are none of these
-  125  it was not understood what was asked for, or building itself was asked for";
+  125  it was not understood what was asked for, or the service could not do it";
 
 /// Prefix of a context that is an image.
 const IMAGE_CONTEXT: &str = "docker-image://";
@@ -48,9 +51,24 @@ pub(super) struct Arguments {
     /// The Dockerfile; `-` reads it from standard input [default: Dockerfile in the context]
     #[arg(short, long)]
     file: Option<PathBuf>,
-    /// Plan and check only; the only thing that can be done so far
+    /// Name for the image; may be given several times
+    #[arg(short, long = "tag", value_name = "NAME")]
+    tags: Vec<String>,
+    /// Plan and check only, without the service
     #[arg(long)]
-    check: bool,
+    pub(super) check: bool,
+    /// Run every step, also those that were run before
+    #[arg(long)]
+    no_cache: bool,
+    /// Label for the image
+    #[arg(long = "label", value_name = "NAME=VALUE")]
+    labels: Vec<String>,
+    /// Write the image's digest to this file
+    #[arg(long, value_name = "FILE")]
+    iidfile: Option<PathBuf>,
+    /// Print the image's digest only
+    #[arg(short, long)]
+    quiet: bool,
     /// The stage to build [default: the last one]
     #[arg(long)]
     target: Option<String>,
@@ -108,12 +126,6 @@ struct Wrong {
 
 /// Checks a build.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    if !arguments.check {
-        bail!(
-            "ampoule cannot build images yet\nhint: `ampoule build --check` plans and checks a build; \
-             `ampoule image import` brings in what another builder made"
-        );
-    }
     let options = options(arguments)?;
     let policies = arguments.policies.as_deref().map(policies::bind).transpose()?;
     let source = read_dockerfile(arguments)?;
@@ -340,12 +352,6 @@ mod tests {
         let files = [("Dockerfile", "FROM scratch\nCOPY a /\n"), (".dockerignore", "a\n"), ("a", "")];
         check(&files, &["--check"], 1);
         check(&[&files[..], &[("Dockerfile.dockerignore", "b\n")]].concat(), &["--check"], 0);
-    }
-
-    #[test]
-    fn building_itself_is_refused_with_what_can_be_done_instead() {
-        let error = run_on(&[("Dockerfile", "FROM scratch\n")], &[]).expect_err("nothing is built");
-        assert!(error.to_string().contains("cannot build images yet\nhint: "), "{error}");
     }
 
     #[test]
