@@ -1,0 +1,182 @@
+//! Images are built from Dockerfiles: by the command line and over HTTP, in sandboxes, and nothing is left of a build
+//! that failed, was given up or was killed.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ampoule_client::types::{BuildEvent, JobRequest};
+use ampoule_tests::archive::Archive;
+use ampoule_tests::service::{command, stdout};
+use ampoule_tests::{Options, Service, ampoule_program, archive, patience};
+use nix::sys::signal::Signal;
+
+/// How long something may take to go.
+const SETTLE_TIME: Duration = Duration::from_secs(20);
+
+/// A context with these files, and what building it says.
+fn build(service: &Service, files: &[(&str, &str)], flags: &[&str]) -> Output {
+    let folder = tempfile::tempdir().expect("the temporary folder can be written");
+    for (name, text) in files {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().expect("it lies in the folder")).expect("it is ours");
+        fs::write(path, text).expect("it is ours");
+    }
+    build_folder(service, folder.path(), flags)
+}
+
+fn build_folder(service: &Service, folder: &Path, flags: &[&str]) -> Output {
+    let mut program = Command::new(ampoule_program());
+    program.args(["--host", &format!("unix://{}", service.socket().display()), "build"]).args(flags).arg(folder);
+    program.output().expect("the program can be run")
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn check_built(output: &Output) {
+    assert!(output.status.success(), "{}: {}", output.status, said(output));
+}
+
+/// What the image's own command prints.
+fn runs(service: &Service, image: &str, argv: &[&str]) -> String {
+    let job = service.run(&JobRequest { image: image.to_owned(), ..command(argv) });
+    stdout(&job).to_owned()
+}
+
+/// Folders of layers that are not whole.
+fn drafts(service: &Service) -> Vec<String> {
+    let entries = fs::read_dir(service.state().join("layers")).expect("we are root");
+    let names = entries.map(|entry| entry.expect("it can be read").file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with('.')).collect()
+}
+
+fn check_no_drafts(service: &Service) {
+    let deadline = Instant::now() + patience(SETTLE_TIME);
+    while !drafts(service).is_empty() {
+        assert!(Instant::now() < deadline, "{:?}", drafts(service));
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn stages_are_built_named_and_run_and_the_second_time_nothing_is_done() {
+    let service = Service::start();
+    let dockerfile = "FROM busybox AS made\nRUN echo made > /made && ln /made /twice\n\
+        FROM busybox\nENV WORD=hello\nWORKDIR /srv\nCOPY --from=made /made /made\nCOPY --chown=7:8 --chmod=640 a b/c ./\n\
+        RUN rm /bin/vi; echo $WORD $(cat /made) > said\nUSER 7\nCMD [\"cat\", \"said\"]\n";
+    let files =
+        [("Dockerfile", dockerfile), ("a", "a"), ("b/c", "c"), ("ignored", "x"), (".dockerignore", "ignored\n")];
+    check_built(&build(&service, &files, &["-t", "app", "-t", "app:2"]));
+    assert_eq!(runs(&service, "app", &["cat", "said"]), "hello made\n");
+    assert_eq!(runs(&service, "app:2", &["stat", "-c", "%u:%g %a", "a", "c"]), "7:8 640\n7:8 640\n");
+    assert_eq!(runs(&service, "app", &["sh", "-c", "test ! -e /bin/vi && pwd && id -u"]), "/srv\n7\n");
+    let again = build(&service, &files, &["-t", "app"]);
+    check_built(&again);
+    let text = said(&again);
+    assert_eq!(text.matches(" CACHED\n").count(), 5, "{text}");
+    let changed = build(&service, &[&files[..2], &[("a", "other"), ("b/c", "c")]].concat(), &["-t", "app"]);
+    assert_eq!(said(&changed).matches(" CACHED\n").count(), 3, "{}", said(&changed));
+    assert_eq!(runs(&service, "app", &["cat", "a"]), "other");
+}
+
+#[test]
+fn a_step_that_fails_tells_its_place_and_leaves_no_image() {
+    let service = Service::start();
+    let output =
+        build(&service, &[("Dockerfile", "FROM busybox\nRUN echo good\nRUN echo why >&2; exit 3\n")], &["-t", "app"]);
+    let text = said(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("#2 why\n") && text.contains("ended with 3") && text.contains("Dockerfile:3:1"), "{text}");
+    service.send("GET", "/v1/images/app", &[], b"").expect_status(404);
+    check_no_drafts(&service);
+    for (dockerfile, expected) in [
+        ("FROM busybox\nFORM x\n", "Dockerfile:2:1"),
+        ("FROM busybox\nCOPY nothing /\n", "Dockerfile:2:1"),
+        ("FROM busybox\nRUN --mount=type=secret,id=x true\n", "Dockerfile:2:1"),
+    ] {
+        let output = build(&service, &[("Dockerfile", dockerfile)], &[]);
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        assert!(said(&output).contains(expected), "{}", said(&output));
+    }
+}
+
+#[test]
+fn packages_users_and_owners_can_be_made_in_a_debian_and_the_host_is_out_of_reach() {
+    let service = Service::with(Options { without_image: true, ..Options::default() });
+    let mut tar = Vec::new();
+    std::io::Read::read_to_end(&mut archive::debian(), &mut tar).expect("it can be read");
+    service.import(&tar, "debian");
+    let dockerfile = "FROM debian\nRUN useradd --create-home bob && chown bob:bob /srv && dpkg --version > /dev/null\n\
+        RUN dpkg --configure -a && dpkg-divert --add /etc/x && chmod 4755 /srv\n\
+        RUN ! mount -t tmpfs none /mnt && ! mknod /dev/x b 8 0 && ! unshare -U true && ! chroot / true\n\
+        USER bob\nRUN ! touch /x && touch ~/mine\n";
+    check_built(&build(&service, &[("Dockerfile", dockerfile)], &["-t", "app"]));
+    let owner = JobRequest { image: "app".to_owned(), ..command(&["stat", "-c", "%U %a", "/srv", "/home/bob/mine"]) };
+    assert_eq!(stdout(&service.run(&owner)), "bob 4755\nbob 644\n");
+}
+
+#[test]
+fn a_link_out_of_the_context_is_copied_as_a_link() {
+    let service = Service::start();
+    let folder = tempfile::tempdir().expect("the temporary folder can be written");
+    fs::write(folder.path().join("Dockerfile"), "FROM busybox\nCOPY . /srv/\n").expect("it is ours");
+    std::os::unix::fs::symlink("/etc/shadow", folder.path().join("link")).expect("it is ours");
+    check_built(&build_folder(&service, folder.path(), &["-t", "app"]));
+    assert_eq!(runs(&service, "app", &["readlink", "/srv/link"]), "/etc/shadow\n");
+}
+
+#[test]
+fn whoever_hangs_up_stops_the_build() {
+    let service = Service::start();
+    let tar = Archive::default().file("Dockerfile", 0o644, 0, b"FROM busybox\nRUN echo up; sleep 600\n").finish();
+    let headers = [("content-type", "application/x-tar")];
+    let answer = service.connect().stream_body("POST", "/v1/builds", &headers, &tar).expect("it answers");
+    assert_eq!(answer.status, 200);
+    let mut events = answer.lines().map_while(Result::ok);
+    assert!(events.any(|line| line.contains("\"up")), "the command does not run");
+    drop(events);
+    check_no_drafts(&service);
+    let deadline = Instant::now() + patience(SETTLE_TIME);
+    let sleeps = || ampoule_tests::host::descendants(service.launcher().as_raw()).iter().any(|it| it.name == "sleep");
+    while sleeps() {
+        assert!(Instant::now() < deadline, "the command is still there");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_service_that_is_killed_in_a_step_leaves_no_half_layer() {
+    let mut service = Service::start();
+    let tar =
+        Archive::default().file("Dockerfile", 0o644, 0, b"FROM busybox\nRUN echo half > /x; echo up; sleep 600\n");
+    let headers = [("content-type", "application/x-tar")];
+    let answer = service.connect().stream_body("POST", "/v1/builds", &headers, &tar.finish()).expect("it answers");
+    let mut events = answer.lines().map_while(Result::ok);
+    assert!(events.any(|line| line.contains("\"up")), "the command does not run");
+    service.kill(Signal::SIGKILL);
+    service.spawn();
+    check_no_drafts(&service);
+    check_built(&build(&service, &[("Dockerfile", "FROM busybox\nRUN test ! -e /x\n")], &[]));
+}
+
+#[test]
+fn equal_inputs_and_a_date_give_equal_digests_on_two_services() {
+    let digest = || {
+        let service = Service::start();
+        let dockerfile = "FROM busybox\nRUN mkdir /d && echo x > /d/f && ln -s f /d/l\nCOPY a /srv/\nLABEL x=y\n";
+        let tar = Archive::default().file("Dockerfile", 0o644, 0, dockerfile.as_bytes()).file("a", 0o644, 0, b"a");
+        let path = "/v1/builds?options=%7B%22source_date_epoch%22%3A1700000000%7D";
+        let answer = service.send("POST", path, &[("content-type", "application/x-tar")], &tar.finish());
+        let text = answer.expect_status(200).text();
+        let last = text.lines().filter_map(|line| line.strip_prefix("data: ")).next_back().expect("there are events");
+        match serde_json::from_str(last).expect("it is an event") {
+            BuildEvent::Built(result) => result.image.digest,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(digest(), digest());
+}
