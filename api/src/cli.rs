@@ -77,7 +77,7 @@ enum Command {
     /// Pull, push and import images, list and remove them
     #[command(subcommand)]
     Image(images::Command),
-    /// Plan a build and check its Dockerfile; building itself is not there yet
+    /// Build an image from a Dockerfile, or only check it
     #[command(after_help = build::EXAMPLES)]
     Build(Box<build::Arguments>),
     /// Run a command in a new sandbox and return its exit code
