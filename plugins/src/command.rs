@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use wasmtime::{Engine, InstancePre, Linker, Module, Store};
 use wasmtime_wasi::I32Exit;
@@ -118,7 +119,7 @@ impl Guest {
         settings: &str,
     ) -> Result<Result<(), String>, Failure> {
         let answer = self.ask(room, policy, limits, Hook::Settings, settings, None::<&Admission>);
-        let answer = answer.result.and_then(|answer| read_answer(&answer))?;
+        let answer: Answer = answer.result.and_then(|answer| read_answer::<Written, _>(&answer))?;
         match answer.verdict {
             Verdict::Allow => Ok(Ok(())),
             Verdict::Deny(refusal) => Ok(Err(refusal.reason)),
@@ -136,7 +137,7 @@ impl Guest {
         settings: &str,
     ) -> Asked<Answer> {
         let Asked { result, fuel } = self.ask(room, policy, limits, Hook::Admission, settings, Some(job));
-        Asked { result: result.and_then(|answer| read_answer(&answer)), fuel }
+        Asked { result: result.and_then(|answer| read_answer::<Written, _>(&answer)), fuel }
     }
 
     /// Asks it about a build.
@@ -149,7 +150,7 @@ impl Guest {
         settings: &str,
     ) -> Asked<BuildAnswer> {
         let Asked { result, fuel } = self.ask(room, policy, limits, Hook::Build, settings, Some(request));
-        Asked { result: result.and_then(|answer| read_build_answer(&answer)), fuel }
+        Asked { result: result.and_then(|answer| read_answer::<BuildWritten, _>(&answer)), fuel }
     }
 
     fn ask<R: Serialize>(
@@ -215,15 +216,10 @@ fn question<R: Serialize>(hook: Hook, settings: &str, request: Option<&R>) -> se
     serde_json::to_vec(&Question { contract: CONTRACT, hook: hook.name(), settings, request })
 }
 
-fn read_build_answer(answer: &[u8]) -> Result<BuildAnswer, Failure> {
-    serde_json::from_slice::<BuildWritten>(answer)
-        .map(BuildAnswer::from)
-        .map_err(|error| Failure::malformed(format!("no verdict could be read from its output: {error}")))
-}
-
-fn read_answer(answer: &[u8]) -> Result<Answer, Failure> {
-    serde_json::from_slice::<Written>(answer)
-        .map(Answer::from)
+/// Reads an answer, in the form `W` in which a command writes it.
+fn read_answer<W: DeserializeOwned, A: From<W>>(answer: &[u8]) -> Result<A, Failure> {
+    serde_json::from_slice::<W>(answer)
+        .map(A::from)
         .map_err(|error| Failure::malformed(format!("no verdict could be read from its output: {error}")))
 }
 
@@ -233,7 +229,7 @@ mod tests {
 
     #[test]
     fn an_answer_with_unknown_or_missing_fields_is_malformed() {
-        let is_read = |json: &str| read_answer(json.as_bytes()).is_ok();
+        let is_read = |json: &str| read_answer::<Written, Answer>(json.as_bytes()).is_ok();
         assert!(is_read(r#"{"verdict":"allow"}"#));
         assert!(is_read(r#"{"verdict":"allow","warnings":[{"code":"a","message":"b"}]}"#));
         assert!(is_read(r#"{"verdict":"deny","code":"a","reason":"b"}"#));

@@ -32,6 +32,24 @@ impl PolicyVerdict {
             micros,
         }
     }
+
+    /// The policy refused.
+    pub(crate) fn refuse(&mut self, code: &str, reason: &str) {
+        self.verdict = VerdictKind::Deny;
+        code.clone_into(&mut self.code);
+        reason.clone_into(&mut self.reason);
+    }
+
+    /// The policy could not decide; the code and the sentence for people.
+    pub(crate) fn fail(&mut self, voice: Voice<'_>, failure: &Failure) -> (&'static str, String) {
+        let code = failure.kind.code();
+        let reason = format!("policy `{}` could not decide: {}", voice.name, failure.kind);
+        tracing::warn!(policy = voice.name, code, detail = failure.detail, "{reason}");
+        self.verdict = VerdictKind::Error;
+        self.code = code.to_owned();
+        self.reason = failure.describe();
+        (code, reason)
+    }
 }
 
 /// A job on its way past the policies.
@@ -104,9 +122,7 @@ impl Docket {
     }
 
     fn refuse(&mut self, voice: Voice<'_>, refusal: Refusal, entry: &mut PolicyVerdict) -> Option<Denial> {
-        entry.verdict = VerdictKind::Deny;
-        entry.code.clone_from(&refusal.code);
-        entry.reason.clone_from(&refusal.reason);
+        entry.refuse(&refusal.code, &refusal.reason);
         let Refusal { code, reason, hint } = refusal;
         match voice.mode {
             Mode::Enforce => Some(Denial { policy: voice.name.to_owned(), code, reason, hint }),
@@ -133,12 +149,7 @@ impl Docket {
     }
 
     fn suffer(&mut self, voice: Voice<'_>, failure: &Failure, entry: &mut PolicyVerdict) -> Option<Denial> {
-        let code = failure.kind.code();
-        let reason = format!("policy `{}` could not decide: {}", voice.name, failure.kind);
-        tracing::warn!(policy = voice.name, code, detail = failure.detail, "{reason}");
-        entry.verdict = VerdictKind::Error;
-        entry.code = code.to_owned();
-        entry.reason = failure.describe();
+        let (code, reason) = entry.fail(voice, failure);
         match (voice.mode, voice.on_failure) {
             (Mode::Enforce, OnFailure::Deny) => Some(Denial {
                 policy: voice.name.to_owned(),

@@ -7,7 +7,7 @@ use crate::verdict::{Answer, Change, LimitName, Refusal, Verdict, Warning};
 /// Most changes in one verdict.
 pub(crate) const CHANGES_MAX: usize = 256;
 /// Most warnings in one verdict.
-pub(crate) const WARNINGS_MAX: usize = 32;
+const WARNINGS_MAX: usize = 32;
 /// Longest code of a refusal or warning, in bytes.
 const CODE_BYTES_MAX: usize = 64;
 /// Longest sentence in an answer, in bytes.
@@ -24,31 +24,37 @@ const PATH_BYTES_MAX: usize = 1024;
 /// # Errors
 /// The first part that breaks the contract.
 pub(crate) fn check(answer: &Answer) -> Result<(), String> {
-    if answer.warnings.len() > WARNINGS_MAX {
-        return Err(format!("{} warnings, at most {WARNINGS_MAX}", answer.warnings.len()));
-    }
-    for Warning { code, message } in &answer.warnings {
-        check_code("the code of a warning", code)?;
-        check_sentence("the message of a warning", message)?;
-    }
+    check_warnings(answer.warnings.iter().map(|Warning { code, message }| (code.as_str(), message.as_str())))?;
     match &answer.verdict {
         Verdict::Allow => Ok(()),
-        Verdict::Deny(refusal) => check_refusal(refusal),
-        Verdict::Change(changes) if changes.len() > CHANGES_MAX => {
-            Err(format!("{} changes, at most {CHANGES_MAX}", changes.len()))
-        }
-        Verdict::Change(_) => Ok(()),
+        Verdict::Deny(Refusal { code, reason, hint }) => check_refusal(code, reason, hint),
+        Verdict::Change(changes) => check_count("changes", changes.len(), CHANGES_MAX),
     }
 }
 
-fn check_refusal(Refusal { code, reason, hint }: &Refusal) -> Result<(), String> {
+/// Checks the warnings of an answer, each a code and a message.
+pub(crate) fn check_warnings<'a>(warnings: impl ExactSizeIterator<Item = (&'a str, &'a str)>) -> Result<(), String> {
+    check_count("warnings", warnings.len(), WARNINGS_MAX)?;
+    for (code, message) in warnings {
+        check_code("the code of a warning", code)?;
+        check_sentence("the message of a warning", message)?;
+    }
+    Ok(())
+}
+
+/// Checks how many there are of something.
+pub(crate) fn check_count(what: &str, count: usize, most: usize) -> Result<(), String> {
+    if count > most { Err(format!("{count} {what}, at most {most}")) } else { Ok(()) }
+}
+
+/// Checks a refusal.
+pub(crate) fn check_refusal(code: &str, reason: &str, hint: &str) -> Result<(), String> {
     check_code("the code of the refusal", code)?;
     check_sentence("the reason of the refusal", reason)?;
     if hint.is_empty() { Ok(()) } else { check_sentence("the hint of the refusal", hint) }
 }
 
-/// Checks a stable code.
-pub(crate) fn check_code(what: &str, code: &str) -> Result<(), String> {
+fn check_code(what: &str, code: &str) -> Result<(), String> {
     let is_plain = code.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'));
     if code.is_empty() || code.len() > CODE_BYTES_MAX || !is_plain {
         return Err(format!("{what} is `{code:.80}`, not 1 to {CODE_BYTES_MAX} of a-z, 0-9 and `-`"));
@@ -56,8 +62,7 @@ pub(crate) fn check_code(what: &str, code: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks a sentence for people.
-pub(crate) fn check_sentence(what: &str, text: &str) -> Result<(), String> {
+fn check_sentence(what: &str, text: &str) -> Result<(), String> {
     if text.trim().is_empty() || text.len() > SENTENCE_BYTES_MAX {
         return Err(format!("{what} has {} bytes, not 1 to {SENTENCE_BYTES_MAX}", text.len()));
     }

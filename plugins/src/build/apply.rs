@@ -2,7 +2,7 @@
 
 use super::verdict::{Answer, BuildChange, Verdict};
 use super::{BuildRequest, BuildStage};
-use crate::patch::{CHANGES_MAX, WARNINGS_MAX, check_code, check_name, check_sentence, check_text, set_pair};
+use crate::patch::{CHANGES_MAX, check_count, check_name, check_refusal, check_text, check_warnings, set_pair};
 
 /// Hexadecimal digits of a SHA-256.
 const SHA256_DIGITS: usize = 64;
@@ -12,23 +12,11 @@ const SHA256_DIGITS: usize = 64;
 /// # Errors
 /// The first part that breaks the contract.
 pub(crate) fn check(answer: &Answer) -> Result<(), String> {
-    if answer.warnings.len() > WARNINGS_MAX {
-        return Err(format!("{} warnings, at most {WARNINGS_MAX}", answer.warnings.len()));
-    }
-    for warning in &answer.warnings {
-        check_code("the code of a warning", &warning.code)?;
-        check_sentence("the message of a warning", &warning.message)?;
-    }
+    check_warnings(answer.warnings.iter().map(|warning| (warning.code.as_str(), warning.message.as_str())))?;
     match &answer.verdict {
-        Verdict::Deny(refusal) => {
-            check_code("the code of the refusal", &refusal.code)?;
-            check_sentence("the reason of the refusal", &refusal.reason)?;
-            if refusal.hint.is_empty() { Ok(()) } else { check_sentence("the hint of the refusal", &refusal.hint) }
-        }
-        Verdict::Change(changes) if changes.len() > CHANGES_MAX => {
-            Err(format!("{} changes, at most {CHANGES_MAX}", changes.len()))
-        }
-        Verdict::Allow | Verdict::Change(_) => Ok(()),
+        Verdict::Allow => Ok(()),
+        Verdict::Deny(refusal) => check_refusal(&refusal.code, &refusal.reason, &refusal.hint),
+        Verdict::Change(changes) => check_count("changes", changes.len(), CHANGES_MAX),
     }
 }
 

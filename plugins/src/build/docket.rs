@@ -66,9 +66,7 @@ impl Docket {
     }
 
     fn refuse(&mut self, voice: Voice<'_>, refusal: Refusal, entry: &mut PolicyVerdict) -> Option<BuildDenial> {
-        entry.verdict = VerdictKind::Deny;
-        entry.code.clone_from(&refusal.code);
-        entry.reason.clone_from(&refusal.reason);
+        entry.refuse(&refusal.code, &refusal.reason);
         let Refusal { code, reason, hint, line } = refusal;
         if voice.mode == Mode::Enforce {
             return Some(BuildDenial { policy: voice.name.to_owned(), code, reason, hint, line });
@@ -99,12 +97,7 @@ impl Docket {
     }
 
     fn suffer(&mut self, voice: Voice<'_>, failure: &Failure, entry: &mut PolicyVerdict) -> Option<BuildDenial> {
-        let code = failure.kind.code();
-        let reason = format!("policy `{}` could not decide: {}", voice.name, failure.kind);
-        tracing::warn!(policy = voice.name, code, detail = failure.detail, "{reason}");
-        entry.verdict = VerdictKind::Error;
-        entry.code = code.to_owned();
-        entry.reason = failure.describe();
+        let (code, reason) = entry.fail(voice, failure);
         if (voice.mode, voice.on_failure) == (Mode::Enforce, OnFailure::Deny) {
             let hint = "this is a fault of the policy, not of the build: tell who binds the policies".to_owned();
             return Some(BuildDenial { policy: voice.name.to_owned(), code: code.to_owned(), reason, hint, line: 0 });
