@@ -55,7 +55,7 @@ fn hold_until_killed(parent: Pid) -> ! {
     let tied = set_parent_process_death_signal(Some(DeathSignal::KILL));
     // The parent may have died before it was tied; and its sockets must not be held open here.
     if tied.is_err() || getppid() != Some(parent) || sys::close_from(0).is_err() {
-        std::process::exit(1);
+        sys::exit_now(1);
     }
     loop {
         nix::unistd::pause();

@@ -19,7 +19,7 @@ use crate::sandbox::descriptors;
 use crate::sandbox::handshake::{Looked, UnpackedLayer, send};
 use crate::sandbox::init::{die_with_launcher, join_groups};
 use crate::spec::LayerId;
-use crate::sys::{SysError, failed, in_one_line};
+use crate::sys::{self, SysError, failed, in_one_line};
 
 /// What a worker is given at birth.
 pub(crate) struct Birth<'a> {
@@ -86,7 +86,7 @@ pub(crate) fn live(birth: Birth<'_>) -> ! {
         Ok(()) => 0,
         Err(_) => 1,
     };
-    std::process::exit(code)
+    sys::exit_now(code)
 }
 
 fn answer(birth: Birth<'_>) -> Result<(), SysError> {

@@ -207,23 +207,7 @@ impl Launcher {
         descriptors.extend(place.group.birth_descriptor());
         let control_of_zygote = self.zygotes.get(&zygote).ok_or(StartFailure::Lost)?.control.as_fd();
         send(control_of_zygote, &request, &descriptors).map_err(failed("ask", "a zygote"))?;
-        let sandbox = Sandbox {
-            frame: frame.clone(),
-            limits: limits.clone(),
-            holder: Holder::Launcher,
-            place,
-            zygote,
-            control,
-            process: None,
-            pid: 0,
-            undelivered: None,
-            phases: Phases::default(),
-            is_prepared: false,
-            is_spent: false,
-            held: Vec::new(),
-            run: None,
-            draft: None,
-        };
+        let sandbox = Sandbox::unborn(frame.clone(), limits.clone(), place, zygote, control);
         self.sandboxes.insert(number, sandbox);
         Ok(number)
     }

@@ -86,6 +86,27 @@ impl Run {
 }
 
 impl Sandbox {
+    /// One whose pid 1 is still to be made, and that has nothing to do yet.
+    pub(super) fn unborn(frame: Frame, limits: Limits, place: Place, zygote: u64, control: OwnedFd) -> Sandbox {
+        Sandbox {
+            frame,
+            limits,
+            holder: Holder::Launcher,
+            place,
+            zygote,
+            control,
+            process: None,
+            pid: 0,
+            undelivered: None,
+            phases: Phases::default(),
+            is_prepared: false,
+            is_spent: false,
+            held: Vec::new(),
+            run: None,
+            draft: None,
+        }
+    }
+
     /// Asks pid 1 to end its command; what does not follow is killed after a grace.
     pub(super) fn stop(&mut self, reason: StopReason) {
         let Some(run) = &mut self.run else { return };

@@ -14,11 +14,11 @@ use crate::sandbox::init::{self, Birth, StepBirth, Terms};
 use crate::sandbox::launcher::events::Source;
 use crate::sandbox::launcher::layers::given;
 use crate::sandbox::launcher::lifecycle::{Launcher, StartFailure};
-use crate::sandbox::launcher::live::{Holder, Launch, Sandbox};
+use crate::sandbox::launcher::live::{Launch, Sandbox};
 use crate::sandbox::launcher::work::{Order, Task};
 use crate::sandbox::worker::{Done, Job, Outcome};
 use crate::sandbox::zygote::BIRTH_FLAGS;
-use crate::spec::{Ending, LayerId, Phases, SandboxSpec};
+use crate::spec::{Ending, LayerId, SandboxSpec};
 use crate::sys::{self, Fork, SysError, failed, in_one_line};
 
 /// A step that is to be run.
@@ -79,7 +79,7 @@ impl Launcher {
                 let (Ok(groups), Ok(user_namespace), Ok(id_map)) =
                     (groups, place.user_namespace.try_clone(), place.id_map.try_clone())
                 else {
-                    std::process::exit(1)
+                    sys::exit_now(1)
                 };
                 let born = Terms { first_id: place.first_id, in_background: false, filter: &self.job_filter };
                 let step = Some(StepBirth { layers, draft: opened });
@@ -89,23 +89,8 @@ impl Launcher {
         };
         let number = self.number();
         self.poller.add(&control, Source::Sandbox(number))?;
-        let mut sandbox = Sandbox {
-            frame: spec.frame.clone(),
-            limits: spec.limits.clone(),
-            holder: Holder::Launcher,
-            place,
-            zygote: NO_ZYGOTE,
-            control,
-            process: None,
-            pid: 0,
-            undelivered: None,
-            phases: Phases::default(),
-            is_prepared: false,
-            is_spent: false,
-            held: Vec::new(),
-            run: None,
-            draft: Some(Draft { folder, token: layer, terms, output, is_good: false }),
-        };
+        let mut sandbox = Sandbox::unborn(spec.frame.clone(), spec.limits.clone(), place, NO_ZYGOTE, control);
+        sandbox.draft = Some(Draft { folder, token: layer, terms, output, is_good: false });
         sandbox.command(Launch { token, spec, has_files, has_artifacts: false, descriptors, lent: None })?;
         self.numbers.insert(token, number);
         self.sandboxes.insert(number, sandbox);

@@ -149,7 +149,7 @@ impl Launcher {
             Fork::Child => {
                 let groups =
                     place.group.join_descriptors().iter().map(OwnedFd::try_clone).collect::<Result<Vec<_>, _>>();
-                let Ok(groups) = groups else { std::process::exit(1) };
+                let Ok(groups) = groups else { sys::exit_now(1) };
                 let (cpu_seconds, filter) = (self.work.times.cpu_seconds, &self.worker_filter);
                 let control = theirs;
                 worker::live(Birth { control, user_namespace, groups, job, descriptors, cpu_seconds, filter })
