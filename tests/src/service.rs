@@ -52,6 +52,18 @@ impl Service {
         Service::with(Options::default())
     }
 
+    /// Starts a service with these settings of registries, which go with it.
+    ///
+    /// # Panics
+    /// As `with`.
+    pub fn with_registries(settings: &str, mut options: Options) -> (Service, TempDir) {
+        let folder = TempDir::with_prefix("ampoule-settings-").expect("the temporary folder can be written");
+        let file = folder.path().join("registries.toml");
+        fs::write(&file, settings).expect("the folder can be written");
+        options.arguments.extend(["--registries".to_owned(), file.to_string_lossy().into_owned()]);
+        (Service::with(options), folder)
+    }
+
     /// Starts a service.
     ///
     /// # Panics

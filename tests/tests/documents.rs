@@ -67,11 +67,8 @@ fn the_commands_of_readme_work_as_they_stand() {
     // The tour pulls from Docker Hub: a mirror on loopback answers for it.
     let hub = Registry::start();
     hub.contents.add_image("library/debian", "12", &[&archive::busybox()]);
-    let settings = tempfile::tempdir().expect("the temporary folder can be written");
-    let registries = settings.path().join("registries.toml");
-    fs::write(&registries, format!("[registry.'docker.io']\nmirrors = ['{}']\n", hub.url())).expect("it is ours");
-    let arguments = vec!["--registries".to_owned(), registries.to_string_lossy().into_owned()];
-    let service = Service::with(Options { arguments, ..Options::default() });
+    let mirror = format!("[registry.'docker.io']\nmirrors = ['{}']\n", hub.url());
+    let (service, _settings) = Service::with_registries(&mirror, Options::default());
     let folder = service.folder().join("tour");
     fs::create_dir(&folder).expect("the folder can be written");
     let programs = ampoule_program().parent().expect("it lies in a folder").to_path_buf();

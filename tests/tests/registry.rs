@@ -26,15 +26,6 @@ fn empty() -> Service {
     Service::with(Options { without_image: true, ..Options::default() })
 }
 
-/// A service with settings for registries.
-fn with_registries(text: &str) -> (Service, tempfile::TempDir) {
-    let folder = tempfile::tempdir().expect("the temporary folder can be written");
-    let file = folder.path().join("registries.toml");
-    fs::write(&file, text).expect("the folder can be written");
-    let arguments = vec!["--registries".to_owned(), file.to_string_lossy().into_owned()];
-    (Service::with(Options { without_image: true, arguments, ..Options::default() }), folder)
-}
-
 /// What the store holds: names and lengths of its files, and the unpacked layers.
 fn listing(service: &Service) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
@@ -563,7 +554,9 @@ fn a_login_is_not_sent_to_a_token_server_that_is_not_the_registry_s() {
     // Where the settings say that it belongs to the registry, it is asked. What one service leaves is looked for while
     // no other is there.
     drop(service);
-    let (service, _folder) = with_registries(&format!("[registry.'{}']\nrealms = ['localhost']\n", registry.host()));
+    let realm = format!("[registry.'{}']\nrealms = ['localhost']\n", registry.host());
+    let options = Options { without_image: true, ..Options::default() };
+    let (service, _folder) = Service::with_registries(&realm, options);
     pull_as(&service, &name, Some(&login));
     assert_eq!(thief.contents.count(|request| request.basic().is_some()), 1);
 }

@@ -17,14 +17,11 @@ use tempfile::TempDir;
 
 /// A service with these settings of registries, and with more arguments.
 fn service(settings: Option<&str>, more: &[&str]) -> (Service, TempDir) {
-    let folder = TempDir::with_prefix("ampoule-settings-").expect("the temporary folder can be written");
-    let mut arguments: Vec<String> = more.iter().map(|&argument| argument.to_owned()).collect();
-    if let Some(settings) = settings {
-        let file = folder.path().join("registries.toml");
-        fs::write(&file, settings).expect("the folder can be written");
-        arguments.extend(["--registries".to_owned(), file.to_string_lossy().into_owned()]);
-    }
-    (Service::with(Options { without_image: true, arguments, ..Options::default() }), folder)
+    let arguments = more.iter().map(|&argument| argument.to_owned()).collect();
+    Service::with_registries(
+        settings.unwrap_or_default(),
+        Options { without_image: true, arguments, ..Options::default() },
+    )
 }
 
 fn ask(service: &Service, target: &str, body: &Value, who: Option<&Value>) -> Answer {
