@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use ampoule_engine::builder::context::{Context, Kind};
-use ampoule_engine::builder::dockerfile::mount::Mount;
 use ampoule_engine::builder::plan::{
     Action, Base, CopyAction, CopyFrom, ImageSource, MountAction, Network, Options, Origin, Plan, RunAction, Stage,
     Step,
@@ -145,16 +144,9 @@ impl Asker<'_> {
     }
 
     fn mount(&self, mount: &MountAction) -> BuildMount {
-        let (kind, target) = match &mount.mount {
-            Mount::Bind { target, .. } => ("bind", Some(target)),
-            Mount::Cache { target, .. } => ("cache", Some(target)),
-            Mount::Tmpfs { target, .. } => ("tmpfs", Some(target)),
-            Mount::Secret { target, .. } => ("secret", target.as_ref()),
-            Mount::Ssh { target, .. } => ("ssh", target.as_ref()),
-        };
         BuildMount {
-            kind: kind.to_owned(),
-            target: target.cloned().unwrap_or_default(),
+            kind: mount.mount.kind().to_owned(),
+            target: mount.mount.target().unwrap_or_default().to_owned(),
             from: mount.from.as_ref().map(|origin| self.origin(origin)),
         }
     }

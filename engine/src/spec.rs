@@ -344,6 +344,9 @@ pub struct Skipped {
     pub xattrs: u64,
 }
 
+/// Where programs are searched when neither an image nor a request says: what Docker takes.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// What holds for the layer of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepTerms {

@@ -2,15 +2,15 @@
 //! Whoever hangs up stops the build.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ampoule_client::types::{self, BuildEvent, BuildRequest, BuildResult, BuildStep, Problem};
 use ampoule_engine::builder::context::{Context, Limits as ContextLimits};
 use ampoule_engine::builder::dockerfile::{self, FILE_BYTES_MAX};
 use ampoule_engine::builder::execute::{self, Build, BuildError, Contexts, Event, execute, facts_of};
 use ampoule_engine::builder::ignore::Ignore;
-use ampoule_engine::builder::plan::{ImageSource, Options, Plan, Platform, plan};
+use ampoule_engine::builder::plan::{BaseFacts, ImageSource, Options, Plan, Platform, plan};
 use ampoule_engine::builder::source::{Complaint, Source};
 use ampoule_engine::image::reference::Reference;
 use ampoule_engine::image::store::{self, HeldImage, ResolveError, Stop, Workshop};
@@ -24,12 +24,12 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde::Deserialize;
 use tokio::sync::mpsc;
-use tokio::task::AbortHandle;
+use tokio_util::task::AbortOnDropHandle;
 use utoipa::IntoParams;
 
 use super::document::document;
 use super::intake::{disk_full, is_disk_full};
-use super::transfers::{StopsWhenDropped, unpulled};
+use super::transfers::{KEEP_ALIVE, StopsWhenDropped, unpulled};
 use super::{Images, told, unresolved};
 use crate::problem::{BUILD_FAILED, BUSY, DENIED, INVALID_QUERY, Refused};
 use crate::request::Query;
@@ -39,8 +39,6 @@ use crate::review;
 pub(super) const BUILDS_MAX: usize = 4;
 /// Events that wait for a slow reader, who holds the build up then.
 const EVENTS_MAX: usize = 256;
-/// How often a silent stream says that it is still there.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Times that a plan is made anew because a base image turned out to need others.
 const PLANS_MAX: usize = 16;
 /// Bounds of each RUN: those of a patient CI system.
@@ -94,20 +92,12 @@ pub async fn build(
         let _ = work.events.send(last).await;
         drop(permit);
     });
-    let following = (events, AbortsWhenDropped(task.abort_handle()));
+    let following = (events, AbortOnDropHandle::new(task));
     let events = stream::unfold(following, |mut following| async {
         let event = following.0.recv().await?;
         Some((sse::Event::default().event(name(&event)).json_data(&event), following))
     });
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
-}
-
-struct AbortsWhenDropped(AbortHandle);
-
-impl Drop for AbortsWhenDropped {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 impl Images {
@@ -176,9 +166,7 @@ impl Work {
         let (sender, mut progress) = mpsc::channel(EVENTS_MAX);
         let forward = async {
             while let Some(event) = progress.recv().await {
-                if let Some(event) = event_of(event) {
-                    let _ = self.events.send(event).await;
-                }
+                let _ = self.events.send(event_of(event)).await;
             }
         };
         let (built, ()) = tokio::join!(execute(workshop, build, sender), forward);
@@ -197,8 +185,8 @@ impl Work {
             Refused::field("dockerfile", error.to_string())
                 .hint("it is a path in the context, or comes as dockerfile_text")
         })?;
-        std::io::Read::read_to_end(&mut std::io::Read::take(content, FILE_BYTES_MAX as u64 + 1), &mut bytes)
-            .map_err(|error| Refused::internal(&error))?;
+        let read = content.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes);
+        read.map_err(|error| Refused::internal(&error))?;
         let text = String::from_utf8(bytes);
         let text = text.map_err(|_| Refused::field("dockerfile", format!("`{name}` is no text in UTF-8")))?;
         Ok(Source::new(name, text))
@@ -283,7 +271,7 @@ impl Work {
             match change {
                 BuildChange::AddLabel { name, value } => drop(labels.insert(name, value)),
                 BuildChange::PinDigest { reference, digest } => {
-                    let is_so = |(image, facts): (&ImageSource, &ampoule_engine::builder::plan::BaseFacts)| {
+                    let is_so = |(image, facts): (&ImageSource, &BaseFacts)| {
                         image.reference == reference && facts.digest.to_string() == digest
                     };
                     if !options.bases.iter().any(is_so) {
@@ -323,9 +311,8 @@ fn unbuilt(error: &BuildError) -> Stopped {
     Stopped { refused, line: error.position.map(|position| position.line) }
 }
 
-/// What of an event is told: a failure comes at the end, with its place.
-fn event_of(event: Event) -> Option<BuildEvent> {
-    Some(match event {
+fn event_of(event: Event) -> BuildEvent {
+    match event {
         Event::Planned { steps } => {
             let steps = steps.into_iter().map(|info| BuildStep {
                 step: info.step,
@@ -341,9 +328,8 @@ fn event_of(event: Event) -> Option<BuildEvent> {
         Event::Started { step } => BuildEvent::Started { step },
         Event::Cached { step } => BuildEvent::Cached { step },
         Event::Output { step, is_error, text } => BuildEvent::Output { step, is_error, text },
-        Event::Done { step, wall_ms, .. } => BuildEvent::Done { step, wall_ms },
-        Event::Failed { .. } => return None,
-    })
+        Event::Done { step, wall_ms } => BuildEvent::Done { step, wall_ms },
+    }
 }
 
 fn name(event: &types::BuildEvent) -> &'static str {

@@ -35,7 +35,7 @@ pub(super) const TRANSFERS_MAX: usize = 8;
 /// Events that wait for a slow reader; progress beyond is left out.
 const EVENTS_MAX: usize = 64;
 /// How often a silent stream says that it is still there.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Longest login header, in bytes.
 const LOGIN_BYTES_MAX: usize = 128 * 1024;
 /// What a helper of Docker says instead of a user name when the secret is a refresh token.

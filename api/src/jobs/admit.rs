@@ -23,8 +23,6 @@ const TMP: &str = "/tmp";
 const TMP_BYTES: u64 = 64 * 1024 * 1024;
 /// Files, folders and links in a writable path that does not say.
 const INODES: u64 = 16_384;
-/// Where programs are looked for when neither image nor request says.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const FILES_MAX: usize = 4096;
 const LABELS_MAX: usize = 64;
 const LABEL_BYTES_MAX: usize = 256;
@@ -235,7 +233,7 @@ fn env(request: &JobRequest, image: &Image) -> Vec<(String, String)> {
         }
     }
     if !env.iter().any(|(name, _)| name == "PATH") {
-        env.push(("PATH".to_owned(), PATH.to_owned()));
+        env.push(("PATH".to_owned(), ampoule_engine::spec::DEFAULT_PATH.to_owned()));
     }
     env
 }

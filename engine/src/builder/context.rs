@@ -19,6 +19,7 @@ mod select;
 mod tar;
 mod walk;
 
+pub use self::tar::AppendError;
 pub use select::{Picked, SelectError, Selection};
 
 /// Bytes read of a file at a time.

@@ -6,11 +6,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::context::{Context, ContextError, SelectError};
+use super::context::{AppendError, Context, ContextError, SelectError};
 use super::ignore::Ignore;
 use super::plan::{BaseFacts, ImageSource, Input, Plan, Platform, Stage, Step};
 use super::source::Position;
@@ -61,8 +60,7 @@ pub struct Contexts {
 }
 
 /// What is told while a build goes on. Steps are numbered from 0 over all stages, in the order of the plan.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// Comes first: what will be done.
     Planned {
@@ -101,20 +99,11 @@ pub enum Event {
         step: usize,
         /// How long it took, in milliseconds.
         wall_ms: u64,
-        /// The layer that it made.
-        layer: Option<String>,
-    },
-    /// A step failed, and with it the build.
-    Failed {
-        /// Which.
-        step: usize,
-        /// Why.
-        problem: String,
     },
 }
 
 /// A step, for people.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StepInfo {
     /// Its number.
     pub step: usize,
@@ -137,10 +126,6 @@ pub struct Built {
     pub image: ImageSummary,
     /// The digest of its config.
     pub config_digest: Digest,
-    /// Steps that were run, and those that were known.
-    pub steps_run: usize,
-    /// Steps that were known.
-    pub steps_known: usize,
 }
 
 /// Why nothing was built, and where in the Dockerfile.
@@ -264,7 +249,7 @@ pub async fn execute(workshop: Workshop, build: Build, events: mpsc::Sender<Even
     let config_digest = Digest::of(&config);
     let names = site.build.names.clone();
     let image = site.workshop.admit(names, config, tree.layers.clone()).await.map_err(|error| plain(error.into()))?;
-    Ok(Built { image, config_digest, steps_run: tree.steps_run, steps_known: tree.steps_known })
+    Ok(Built { image, config_digest })
 }
 
 impl Site {
@@ -279,11 +264,10 @@ fn keys(build: &Build) -> Result<BTreeMap<usize, Vec<Digest>>, BuildError> {
     let content = |input: &Input| content_of(build, input);
     let keys = build.plan.keys(content).map_err(|failure| {
         let (problem, input) = *failure;
-        let steps = build.plan.stages.iter().flat_map(|stage| &stage.steps);
-        let position = steps.filter(|step| step.inputs.contains(&input)).map(|step| step.position).next();
-        let number =
-            build.plan.stages.iter().flat_map(|stage| &stage.steps).position(|step| step.inputs.contains(&input));
-        BuildError { step: number, position, problem }
+        let mut steps = build.plan.stages.iter().flat_map(|stage| &stage.steps).enumerate();
+        let (step, position) =
+            steps.find(|(_, step)| step.inputs.contains(&input)).map(|(at, step)| (at, step.position)).unzip();
+        BuildError { step, position, problem }
     })?;
     Ok(keys.into_iter().map(|stage| (stage.index, stage.steps)).collect())
 }
@@ -304,9 +288,7 @@ fn content_of(build: &Build, input: &Input) -> Result<Digest, Box<(Problem, Inpu
             Ok(Digest::of(digests.as_bytes()))
         }
         Input::Image { image, .. } => {
-            let held = build.images.get(image);
-            let held =
-                held.ok_or_else(|| failed(Problem::Missing(format!("the image `{}` is not here", image.reference))))?;
+            let held = build.image(image).map_err(failed)?;
             Digest::parse(&held.digest).map_err(|error| failed(Problem::Missing(error.to_string())))
         }
         Input::Url { url, checksum: Some(checksum) } => Ok(Digest::of(format!("{url}\n{checksum}").as_bytes())),
@@ -367,6 +349,22 @@ pub fn facts_of(image: &HeldImage) -> Option<BaseFacts> {
         shell: image.config.shell.clone(),
         on_build: image.config.on_build.clone(),
     })
+}
+
+impl From<AppendError> for Problem {
+    fn from(error: AppendError) -> Problem {
+        match error {
+            AppendError::Context(error) => Problem::Context(error),
+            AppendError::Write(source) => Problem::System { action: "pass files on", source },
+        }
+    }
+}
+
+impl Build {
+    fn image(&self, image: &ImageSource) -> Result<&HeldImage, Problem> {
+        let held = self.images.get(image);
+        held.ok_or_else(|| Problem::Missing(format!("the image `{}` is not here", image.reference)))
+    }
 }
 
 impl fmt::Debug for Build {

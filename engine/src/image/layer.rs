@@ -15,6 +15,7 @@ use super::digest::{Hasher, Hashing};
 pub use crate::spec::Skipped;
 pub(crate) use ahead::Ahead;
 use folder::{Attributes, Folder, MadeFolder, Open};
+pub(in crate::image) use folder::{OPAQUE_XATTR, OVERLAY_XATTR_PREFIX};
 pub(crate) use place::place;
 pub use remove::{remove_all_in, remove_tree};
 
@@ -26,9 +27,9 @@ mod remove;
 /// Highest owner and group that a file may have: what a sandbox's user namespace maps.
 pub const ID_MAX: u32 = 65_535;
 /// Names that begin so are not files but marks.
-const WHITEOUT_PREFIX: &[u8] = b".wh.";
+pub(in crate::image) const WHITEOUT_PREFIX: &[u8] = b".wh.";
 /// The mark of a folder that hides what lower layers hold in it.
-const OPAQUE_MARK: &[u8] = b".wh..wh..opq";
+pub(in crate::image) const OPAQUE_MARK: &[u8] = b".wh..wh..opq";
 /// Names that AUFS kept its own data under; they mean nothing to others.
 const AUFS_PREFIX: &[u8] = b".wh..wh.";
 /// Most memory for the times of folders, which can only be set last.

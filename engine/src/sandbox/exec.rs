@@ -18,6 +18,7 @@ use crate::sandbox::descriptors::place_at;
 use crate::sandbox::handshake::{CommandStatus, Finished, InitRequest, Start, message_buffer, receive};
 use crate::sandbox::init::{Prepared, c_string};
 use crate::sandbox::{artifacts, files};
+use crate::spec::DEFAULT_PATH;
 use crate::sys::{self, SysError, failed};
 
 /// Exit code for a program that is there but cannot be executed, as in POSIX `sh`.
@@ -28,8 +29,6 @@ const NOT_FOUND: i32 = 127;
 const KILLED_FIRST: &[u8] = b"1000";
 /// Its value for what is killed by how much memory it holds.
 const KILLED_BY_SIZE: &[u8] = b"0";
-/// Where a program without a slash is searched when the environment names no `PATH`.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Why a command could not be run.
 #[derive(Debug, thiserror::Error)]

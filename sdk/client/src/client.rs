@@ -132,6 +132,19 @@ pub enum Content {
     },
 }
 
+impl Content {
+    /// As a body, with its length when that is known.
+    fn into_body(self) -> (Body, Option<u64>) {
+        match self {
+            Content::Bytes(bytes) => {
+                let length = bytes.len() as u64;
+                (whole(bytes), Some(length))
+            }
+            Content::Reader { reader, length } => (streamed(reader), length),
+        }
+    }
+}
+
 /// Which jobs are listed; the default is all, newest first.
 #[derive(Clone, Debug, Default)]
 pub struct JobQuery {
@@ -319,13 +332,7 @@ impl Client {
     async fn transfer<T: DeserializeOwned>(&self, call: Call, content: Content) -> Result<T, ClientError> {
         let call = call.within(TRANSFER_TIME_MAX);
         let request = call.name();
-        let (body, length) = match content {
-            Content::Bytes(bytes) => {
-                let length = bytes.len() as u64;
-                (whole(bytes), Some(length))
-            }
-            Content::Reader { reader, length } => (streamed(reader), length),
-        };
+        let (body, length) = content.into_body();
         let bytes = self.exchange(call, body, length).await?;
         serde_json::from_slice(&bytes).map_err(|source| ClientError::Answer { request, source })
     }

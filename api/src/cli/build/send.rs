@@ -1,8 +1,9 @@
 //! Building itself: the context goes to the service, and what it tells is shown as lines that a pipe can take.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Seek, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -68,28 +69,8 @@ fn request(arguments: &Arguments, source: &Source, context: &Context) -> Result<
 fn pack(context: &Context) -> Result<File> {
     let mut tar =
         tar::Builder::new(io::BufWriter::new(tempfile::tempfile().context("could not make a temporary file")?));
-    for (path, entry) in context.entries() {
-        let name = Path::new(std::ffi::OsStr::from_bytes(path));
-        let mut header = tar::Header::new_gnu();
-        header.set_mode(entry.mode);
-        header.set_mtime(u64::try_from(entry.mtime).unwrap_or(0));
-        header.set_size(0);
-        match &entry.kind {
-            Kind::File => {
-                header.set_size(entry.size);
-                let content = context.content(path)?.take(entry.size);
-                tar.append_data(&mut header, name, content)?;
-            }
-            Kind::Folder => {
-                header.set_entry_type(tar::EntryType::Directory);
-                tar.append_data(&mut header, name, io::empty())?;
-            }
-            Kind::Link { target } => {
-                header.set_entry_type(tar::EntryType::Symlink);
-                tar.append_link(&mut header, name, Path::new(std::ffi::OsStr::from_bytes(target)))?;
-            }
-            Kind::Special => {}
-        }
+    for (path, _) in context.entries() {
+        context.append(&mut tar, path, Path::new(OsStr::from_bytes(path)))?;
     }
     let mut file = tar.into_inner()?.into_inner()?;
     file.rewind()?;

@@ -1,10 +1,13 @@
-//! A tar to entries. Its names are checked like those of any hostile archive.
+//! A tar to entries, and entries to a tar. Names that come in are checked like those of any hostile archive.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
-use super::{ContextError, Count, Entry, Kind, Limits, check, read};
+use super::{Context, ContextError, Count, Entry, Kind, Limits, check, read};
 use crate::builder::ignore::Ignore;
 use crate::image::archive::{self, Reader};
 
@@ -79,6 +82,77 @@ impl<R: Read> Read for Spooled<'_, R> {
         if let Some(mut spool) = self.spool {
             spool.write_all(&buffer[..count])?;
         }
+        Ok(count)
+    }
+}
+
+impl Context {
+    /// Appends one entry to a tar, under a name. Pipes, sockets and devices are left out.
+    ///
+    /// # Errors
+    /// A file that is not there any more, or becomes another one while it is read; an archive that takes no more.
+    pub fn append<W: Write>(
+        &self,
+        archive: &mut ::tar::Builder<W>,
+        path: &[u8],
+        name: &Path,
+    ) -> Result<(), AppendError> {
+        let Some(entry) = self.entries.get(path) else { return Ok(()) };
+        let mut header = ::tar::Header::new_gnu();
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mode(entry.mode);
+        header.set_mtime(u64::try_from(entry.mtime).unwrap_or(0));
+        header.set_size(0);
+        match &entry.kind {
+            Kind::Folder => {
+                header.set_entry_type(::tar::EntryType::Directory);
+                archive.append_data(&mut header, name, io::empty())
+            }
+            Kind::Link { target } => {
+                header.set_entry_type(::tar::EntryType::Symlink);
+                header.set_mode(0o777);
+                archive.append_link(&mut header, name, Path::new(OsStr::from_bytes(target)))
+            }
+            Kind::File => {
+                header.set_size(entry.size);
+                let content = self.content(path)?;
+                archive.append_data(&mut header, name, Exact { inner: content, left: entry.size })
+            }
+            Kind::Special => Ok(()),
+        }
+        .map_err(AppendError::Write)
+    }
+}
+
+/// Why an entry could not be appended.
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    /// Its file cannot be opened.
+    #[error(transparent)]
+    Context(#[from] ContextError),
+    /// Its file changed, or the archive takes no more.
+    #[error("could not pass files on")]
+    Write(#[source] io::Error),
+}
+
+/// A file of a known length; one that changes while it is read is an error.
+struct Exact<R> {
+    inner: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Exact<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let count = self.inner.read(&mut buffer[..most])?;
+        if count == 0 && most > 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "a file of the context changed while it was read",
+            ));
+        }
+        self.left -= count as u64;
         Ok(count)
     }
 }

@@ -144,6 +144,17 @@ struct Options {
 pub type Resolve<'a> = &'a dyn Fn(&str) -> Result<String, String>;
 
 impl Mount {
+    /// Its type, as it is written.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Mount::Bind { .. } => "bind",
+            Mount::Cache { .. } => "cache",
+            Mount::Tmpfs { .. } => "tmpfs",
+            Mount::Secret { .. } => "secret",
+            Mount::Ssh { .. } => "ssh",
+        }
+    }
+
     /// Reads the value of a `--mount` flag.
     ///
     /// # Errors

@@ -8,11 +8,10 @@ use super::Build;
 use super::stage::Tree;
 use crate::builder::plan::{Action, HealthcheckAction, Step};
 use crate::image::manifest::own_platform;
+use crate::spec::DEFAULT_PATH;
 
 /// Says in the history who made a step.
 const COMMENT: &str = "ampoule";
-/// Environment of an image that has none: what Docker gives to one that is made from nothing.
-const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A config while it is made.
 #[derive(Clone, Debug, Default)]
@@ -77,7 +76,7 @@ impl Config {
             Action::Environment(pairs) => {
                 let mut env = self.list("Env");
                 if env.is_empty() && !pairs.iter().any(|(name, _)| name == "PATH") {
-                    env.push(json!(PATH));
+                    env.push(default_path());
                 }
                 for (name, value) in pairs {
                     let pair = json!(format!("{name}={value}"));
@@ -142,6 +141,11 @@ impl Config {
     }
 }
 
+/// The environment of an image that has none.
+fn default_path() -> Value {
+    json!(format!("PATH={DEFAULT_PATH}"))
+}
+
 fn without_slash(path: &str) -> &str {
     let trimmed = path.trim_end_matches('/');
     if trimmed.is_empty() { "/" } else { trimmed }
@@ -174,7 +178,7 @@ pub(super) fn finish(tree: &Tree, build: &Build) -> Vec<u8> {
     let mut config = tree.config.clone();
     config.add_labels(build.labels.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     if config.list("Env").is_empty() {
-        config.put("Env", json!([PATH]));
+        config.put("Env", json!([default_path()]));
     }
     let (os, architecture) =
         own_platform().split_once('/').map(|(os, arch)| (os.to_owned(), arch.to_owned())).unwrap_or_default();

@@ -12,13 +12,14 @@ use tokio::task::spawn_blocking;
 
 use super::stage::Tree;
 use super::{Problem, Site, parse_exclude};
-use crate::builder::context::{Context, Kind, Picked};
+use crate::builder::context::{Context, Picked};
 use crate::builder::plan::{CopyAction, CopyFrom, Origin};
 use crate::image::archive;
 use crate::image::compression::{Bounds, Decompressed};
 use crate::image::store::BuiltLayer;
 use crate::runtime::Unpacked;
 use crate::spec::{PlaceOrder, StepTerms, Wanted};
+use crate::sys::in_one_line;
 
 /// Mode of a file that stands in the Dockerfile.
 const INLINE_MODE: u32 = 0o644;
@@ -57,10 +58,7 @@ impl Site {
                 self.place(tree, order, Source::Tree(other, wanted_of(copy)?)).await
             }
             Origin::Image(image) => {
-                let held = self.build.images.get(image);
-                let held =
-                    held.ok_or_else(|| Problem::Missing(format!("the image `{}` is not here", image.reference)))?;
-                let layers = self.workshop.foundation(held)?.layers;
+                let layers = self.workshop.foundation(self.build.image(image)?)?.layers;
                 let other = Arc::new(Tree { layers, ..Tree::default() });
                 self.place(tree, order, Source::Tree(other, wanted_of(copy)?)).await
             }
@@ -78,12 +76,10 @@ impl Site {
         };
         let nothing = Source::Files(Box::new(|output: File| tar::Builder::new(output).finish().map_err(writing)));
         let (arrived, made) = self.start(tree, order, nothing).await?;
-        if made.entries == 0 {
-            // It is on disk all the same, and goes with the build.
-            self.workshop.keep(arrived, made).await?;
-            return Ok(None);
-        }
-        Ok(Some(self.workshop.keep(arrived, made).await?))
+        let has_changed = made.entries > 0;
+        // One of nothing is on disk all the same, and goes with the build.
+        let layer = self.workshop.keep(arrived, made).await?;
+        Ok(has_changed.then_some(layer))
     }
 
     /// The files of a named context as the first layer of a stage.
@@ -261,7 +257,7 @@ fn write_picked(context: &Context, picked: &Picked, parents: bool, archive: &mut
             (false, true) => [prefix.as_slice(), relative].concat(),
             (false, false) => [prefix.as_slice(), b"/", relative].concat(),
         };
-        write_entry(context, path, &target, archive)?;
+        context.append(archive, path, as_path(&target))?;
     }
     Ok(())
 }
@@ -272,56 +268,11 @@ fn pivoted(path: &[u8]) -> &[u8] {
     at.map_or(path, |at| &path[at + 3..])
 }
 
-fn write_entry(context: &Context, path: &[u8], target: &[u8], archive: &mut Archive) -> Result<(), Problem> {
-    let Some(entry) = context.entry(path) else { return Ok(()) };
-    match &entry.kind {
-        Kind::Folder => {
-            let mut header = header(tar::EntryType::Directory, entry.mode, entry.mtime);
-            header.set_size(0);
-            archive.append_data(&mut header, as_path(target), io::empty()).map_err(writing)
-        }
-        Kind::Link { target: to } => {
-            let mut header = header(tar::EntryType::Symlink, 0o777, entry.mtime);
-            header.set_size(0);
-            archive.append_link(&mut header, as_path(target), as_path(to)).map_err(writing)
-        }
-        Kind::File => {
-            let mut header = header(tar::EntryType::Regular, entry.mode, entry.mtime);
-            header.set_size(entry.size);
-            let content = context.content(path)?;
-            let exact = Exact { inner: content, left: entry.size };
-            archive.append_data(&mut header, as_path(target), exact).map_err(writing)
-        }
-        Kind::Special => Ok(()),
-    }
-}
-
-/// A file of a known length; one that changes while it is read is an error.
-struct Exact<R> {
-    inner: R,
-    left: u64,
-}
-
-impl<R: Read> Read for Exact<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let most = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        let count = self.inner.read(&mut buffer[..most])?;
-        if count == 0 && most > 0 {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "a file of the context changed while it was read",
-            ));
-        }
-        self.left -= count as u64;
-        Ok(count)
-    }
-}
-
 /// Writes what an archive holds, as the files of a folder.
 fn write_unpacked(context: &Context, picked: &Picked, archive: &mut Archive) -> Result<(), Problem> {
     let unreadable = |error: &dyn std::error::Error| {
         let path = archive::printable(&picked.root);
-        Problem::Unsupported(format!("the archive `{path}` cannot be unpacked: {}", super::stage::sentence(error)))
+        Problem::Unsupported(format!("the archive `{path}` cannot be unpacked: {}", in_one_line(error)))
     };
     let plain = Decompressed::new(context.content(&picked.root)?, Bounds::default());
     let mut reader = archive::Reader::new(plain.map_err(|error| unreadable(&error))?, archive::Limits::default());

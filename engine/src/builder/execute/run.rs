@@ -12,10 +12,8 @@ use crate::builder::dockerfile::mount::Mount;
 use crate::builder::plan::{Network, RunAction, Script, Step};
 use crate::image::store::BuiltLayer;
 use crate::runtime::{Input, RunningStep};
-use crate::spec::{Artifacts, Command, Ending, Frame, SandboxSpec, StepTerms, StopReason, WritablePath};
+use crate::spec::{Artifacts, Command, DEFAULT_PATH, Ending, Frame, SandboxSpec, StepTerms, StopReason, WritablePath};
 
-/// Where programs are searched when the image does not say.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Host name of a build's sandbox.
 const HOST_NAME: &str = "build";
 /// Room in `--mount=type=tmpfs` that names none, in bytes.
@@ -80,7 +78,7 @@ impl Site {
         }
         let mut env: Vec<(String, String)> = run.environment.iter().chain(&run.proxy).cloned().collect();
         if !env.iter().any(|(name, _)| name == "PATH") {
-            env.insert(0, ("PATH".to_owned(), PATH.to_owned()));
+            env.insert(0, ("PATH".to_owned(), DEFAULT_PATH.to_owned()));
         }
         let writable = run.mounts.iter().map(|mount| match &mount.mount {
             Mount::Tmpfs { target, size_bytes } => Ok(WritablePath {
@@ -88,7 +86,7 @@ impl Site {
                 size_bytes: size_bytes.unwrap_or(TMPFS_BYTES),
                 inodes: TMPFS_INODES,
             }),
-            other => Err(Problem::Unsupported(format!("`RUN --mount=type={}` cannot be done yet", kind_of(other)))),
+            other => Err(Problem::Unsupported(format!("`RUN --mount=type={}` cannot be done yet", other.kind()))),
         });
         let writable = writable.collect::<Result<Vec<_>, _>>()?;
         let user = if run.user.is_empty() { "0".to_owned() } else { run.user.clone() };
@@ -140,16 +138,6 @@ fn take_text(bytes: &mut Vec<u8>) -> String {
     };
     let taken: Vec<u8> = bytes.drain(..end).collect();
     String::from_utf8_lossy(&taken).into_owned()
-}
-
-fn kind_of(mount: &Mount) -> &'static str {
-    match mount {
-        Mount::Bind { .. } => "bind",
-        Mount::Cache { .. } => "cache",
-        Mount::Tmpfs { .. } => "tmpfs",
-        Mount::Secret { .. } => "secret",
-        Mount::Ssh { .. } => "ssh",
-    }
 }
 
 /// The script of a step as the archive that its sandbox unpacks.

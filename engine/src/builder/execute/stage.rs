@@ -16,8 +16,6 @@ pub(super) struct Tree {
     /// All its layers, lowest first.
     pub(super) layers: Vec<BuiltLayer>,
     pub(super) config: Config,
-    pub(super) steps_run: usize,
-    pub(super) steps_known: usize,
 }
 
 impl Tree {
@@ -39,7 +37,6 @@ impl Site {
         for (number, (step, key)) in stage.steps.iter().zip(keys).enumerate() {
             let number = first + number;
             if let Err(problem) = self.step(number, stage, step, key, &mut tree).await {
-                self.tell(Event::Failed { step: number, problem: sentence(&problem) }).await;
                 return Err(BuildError { step: Some(number), position: Some(step.position), problem });
             }
         }
@@ -56,13 +53,10 @@ impl Site {
                 Ok((*self.wait_for(*index).await?).clone()).map(|tree| Tree { config: tree.config.as_base(), ..tree })
             }
             Base::Image(image) => {
-                let held = self.build.images.get(image);
-                let held =
-                    held.ok_or_else(|| Problem::Missing(format!("the image `{}` is not here", image.reference)))?;
-                let foundation = self.workshop.foundation(held)?;
+                let foundation = self.workshop.foundation(self.build.image(image)?)?;
                 let config = Config::read(&foundation.config)
                     .map_err(|error| Problem::Workshop(WorkshopError::Base(format!("config: {error}"))))?;
-                Ok(Tree { layers: foundation.layers, config: config.as_base(), ..Tree::default() })
+                Ok(Tree { layers: foundation.layers, config: config.as_base() })
             }
             Base::Context(name) => {
                 let mut tree = Tree::default();
@@ -94,7 +88,7 @@ impl Site {
             self.files_of(number, stage, step, key, tree).await?
         } else {
             self.tell(Event::Started { step: number }).await;
-            self.tell(Event::Done { step: number, wall_ms: 0, layer: None }).await;
+            self.tell(Event::Done { step: number, wall_ms: 0 }).await;
             StepResult { layer: None }
         };
         tree.config.apply(step, result.layer.is_some(), self.build.epoch);
@@ -114,18 +108,18 @@ impl Site {
         stage: &Stage,
         step: &Step,
         key: &Digest,
-        tree: &mut Tree,
+        tree: &Tree,
     ) -> Result<StepResult, Problem> {
         let key = &super::with_epoch(key, self.build.epoch);
         let store = Arc::clone(self.workshop.store());
         let uses_known = self.build.uses_known_steps && super::is_repeatable(step);
         let known = || if uses_known { store.known_step(key) } else { None };
         if let Some(result) = known() {
-            return Ok(self.take_known(number, result, tree).await);
+            return Ok(self.take_known(number, result).await);
         }
         let _turn = store.take_step(key).await;
         if let Some(result) = known() {
-            return Ok(self.take_known(number, result, tree).await);
+            return Ok(self.take_known(number, result).await);
         }
         // What a stage waits for is waited for before a slot is taken: it may need one itself.
         for origin in origins(step) {
@@ -145,18 +139,15 @@ impl Site {
         if let Ok(Err(error)) = remembering.await {
             tracing::warn!(error = %error, "a step of a build was not remembered");
         }
-        tree.steps_run += 1;
         let wall_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let layer = result.layer.as_ref().map(|layer| format!("sha256:{}", layer.layer.hex()));
-        self.tell(Event::Done { step: number, wall_ms, layer }).await;
+        self.tell(Event::Done { step: number, wall_ms }).await;
         Ok(result)
     }
 
-    async fn take_known(&self, number: usize, result: StepResult, tree: &mut Tree) -> StepResult {
+    async fn take_known(&self, number: usize, result: StepResult) -> StepResult {
         if let Some(layer) = &result.layer {
             self.workshop.hold(&layer.content.digest, &layer.layer);
         }
-        tree.steps_known += 1;
         self.tell(Event::Cached { step: number }).await;
         result
     }
@@ -194,10 +185,4 @@ pub(super) fn origins(step: &Step) -> Vec<&Origin> {
         Action::Run(run) => run.mounts.iter().filter_map(|mount| mount.from.as_ref()).collect(),
         _ => Vec::new(),
     }
-}
-
-/// An error with its causes.
-pub(super) fn sentence(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |error| error.source());
-    causes.fold(error.to_string(), |sentence, cause| format!("{sentence}: {cause}"))
 }

@@ -300,14 +300,8 @@ fn run_text(run: &RunAction) -> String {
 }
 
 fn mount_text(mount: &Mount) -> String {
-    let (kind, target) = match mount {
-        Mount::Bind { target, .. } => ("bind", Some(target)),
-        Mount::Cache { target, .. } => ("cache", Some(target)),
-        Mount::Tmpfs { target, .. } => ("tmpfs", Some(target)),
-        Mount::Secret { target, .. } => ("secret", target.as_ref()),
-        Mount::Ssh { target, .. } => ("ssh", target.as_ref()),
-    };
-    match (target, mount.from()) {
+    let kind = mount.kind();
+    match (mount.target(), mount.from()) {
         (Some(target), Some(from)) => format!("type={kind},from={from},target={target}"),
         (Some(target), None) => format!("type={kind},target={target}"),
         (None, _) => format!("type={kind}"),

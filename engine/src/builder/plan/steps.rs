@@ -12,11 +12,10 @@ use crate::builder::expand::{Expanded, Rules};
 use crate::builder::glob;
 use crate::builder::source::{Complaint, Source, Span, Word};
 use crate::builder::suggest::closest;
+use crate::spec::DEFAULT_PATH;
 
 /// What runs commands in shell form unless SHELL says otherwise.
 const SHELL: [&str; 2] = ["/bin/sh", "-c"];
-/// What images without a `PATH` of their own get, as Docker sets it.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Highest number of a signal.
 const SIGNAL_MAX: u8 = 64;
 /// Most bytes of values that all variables of a build may have looked at.
@@ -220,7 +219,7 @@ impl<'a> Planner<'a> {
         escape: char,
         rules: Rules,
     ) -> Result<Expanded, Complaint> {
-        let default_path = (!state.is_base_known).then_some(PATH);
+        let default_path = (!state.is_base_known).then_some(DEFAULT_PATH);
         let lookup = |name: &str| state.scope.get(name).or_else(|| if name == "PATH" { default_path } else { None });
         let expanded = expand_word(word, escape, rules, &lookup).map_err(|complaint| at.point(complaint))?;
         self.count(word.span, expanded.text.len())?;

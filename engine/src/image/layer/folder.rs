@@ -13,9 +13,9 @@ use super::remove;
 use crate::image::archive::{Head, Timestamp, Xattr};
 
 /// Prefix of the attributes by which overlayfs keeps its own data in a layer.
-pub(super) const OVERLAY_XATTR_PREFIX: &[u8] = b"user.overlay.";
+pub(in crate::image) const OVERLAY_XATTR_PREFIX: &[u8] = b"user.overlay.";
 /// The attribute of a folder that hides those of the same name in lower layers.
-const OPAQUE_XATTR: &str = "user.overlay.opaque";
+pub(in crate::image) const OPAQUE_XATTR: &str = "user.overlay.opaque";
 /// Mode of a folder that an archive leaves out.
 const IMPLIED_FOLDER_MODE: u32 = 0o755;
 /// What of a mode is given to a file when it is made; the rest is set when it has its owner.
@@ -192,11 +192,6 @@ impl<'root> Folder<'root> {
             Err(Errno::NOENT) => Ok(()),
             removed => Ok(removed?),
         }
-    }
-
-    /// The folder, opened so that its attributes can be set.
-    pub(super) fn open_again(&self) -> io::Result<Attributes> {
-        self.attributes()
     }
 
     /// Whether `name` is a folder.

@@ -201,7 +201,7 @@ impl Placer<'_> {
                 OpenError::NotAFolder => refused(&head.path, "is a folder, and what the image has there is none"),
                 OpenError::System(source) => system("make the folder", &head.path, source),
             })?;
-            self.set_attributes(&folder.open_again().map_err(failed("open"))?, head)?;
+            self.set_attributes(&folder.attributes().map_err(failed("open"))?, head)?;
             return self.remember_time(head);
         }
         if parent.holds_folder(name) {

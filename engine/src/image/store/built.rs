@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
 use super::blobs::{ArrivalError, Arrived, Incoming};
-use super::import::{Candidate, Lease};
+use super::import::Candidate;
 use super::refusal::ImportError;
 use super::{HeldImage, ImageSummary, RemoveError, Store, StoreError, in_one_line};
 use crate::image::config::Config;
@@ -231,12 +231,10 @@ impl Store {
     /// Ends the holds of a build, and removes what nobody else has.
     fn give_back(&self, runtime: &dyn Runtime, kept: Kept) -> Result<(), RemoveError> {
         let _no_unnamed_layers = self.unnamed_layers.write().unwrap_or_else(PoisonError::into_inner);
-        let blobs = kept.blobs.iter().cloned().collect();
-        let layers = kept.layers.iter().cloned().collect();
-        drop(Lease::held(self, kept.blobs, kept.layers));
-        let leases = self.leases();
-        self.collect_blobs(&leases, blobs)?;
-        self.collect_layers(&leases, runtime, layers)?;
+        let mut leases = self.leases();
+        leases.uncount(&kept.blobs, &kept.layers);
+        self.collect_blobs(&leases, kept.blobs.into_iter().collect())?;
+        self.collect_layers(&leases, runtime, kept.layers.into_iter().collect())?;
         Ok(())
     }
 }

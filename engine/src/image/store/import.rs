@@ -551,11 +551,6 @@ impl<'store> Lease<'store> {
         store.leases().count(&blobs, &layers);
         Lease { store, blobs, layers }
     }
-
-    /// Takes over what was counted before, to give it back.
-    pub(super) fn held(store: &'store Store, blobs: Vec<Digest>, layers: Vec<LayerId>) -> Lease<'store> {
-        Lease { store, blobs, layers }
-    }
 }
 
 impl Drop for Lease<'_> {

@@ -10,15 +10,8 @@ use rustix::io::Errno;
 use super::walk::{self, Held, Node, system};
 use super::{NodeKind, TreeError, Written};
 use crate::image::archive::{Timestamp, Xattr, printable};
+use crate::image::layer::{OPAQUE_MARK, OPAQUE_XATTR, OVERLAY_XATTR_PREFIX, WHITEOUT_PREFIX};
 
-/// Prefix of the attributes of overlayfs.
-const MARK_PREFIX: &[u8] = b"user.overlay.";
-/// The attribute of a folder that hides those of the same name in lower layers.
-const OPAQUE: &[u8] = b"user.overlay.opaque";
-/// The name that says the same in a layer's tar.
-const OPAQUE_MARK: &[u8] = b".wh..wh..opq";
-/// What stands before the name of a deleted file in a layer's tar.
-const DELETED_MARK: &[u8] = b".wh.";
 /// Bytes of a tar block.
 const BLOCK_BYTES: u64 = 512;
 /// Bytes written at a time.
@@ -126,10 +119,10 @@ impl<W: Write> Export<W> {
         let node = walk::look_at(folder.as_fd(), path)?;
         let xattrs = walk::xattrs(folder.as_fd(), path, self.has_marks)?;
         let (marks, xattrs): (Vec<Xattr>, Vec<Xattr>) =
-            xattrs.into_iter().partition(|xattr| xattr.name.starts_with(MARK_PREFIX));
+            xattrs.into_iter().partition(|xattr| xattr.name.starts_with(OVERLAY_XATTR_PREFIX));
         self.entries += 1;
         self.output.header(b'5', path, &node, b"", 0, xattr_records(&xattrs))?;
-        let is_opaque = marks.iter().any(|mark| mark.name == OPAQUE && mark.value == b"y");
+        let is_opaque = marks.iter().any(|mark| mark.name == OPAQUE_XATTR.as_bytes() && mark.value == b"y");
         if is_opaque { self.mark(&[path, OPAQUE_MARK].concat(), &node) } else { Ok(()) }
     }
 
@@ -151,7 +144,7 @@ impl<W: Write> Export<W> {
         match node.kind {
             NodeKind::Whiteout if self.has_marks => {
                 let folder = &path[..path.len() - name.len()];
-                return self.mark(&[folder, DELETED_MARK, name].concat(), &node);
+                return self.mark(&[folder, WHITEOUT_PREFIX, name].concat(), &node);
             }
             // A lone layer may still hold marks, which mean nothing without a layer below. Sockets mean nothing at all.
             NodeKind::Folder | NodeKind::Whiteout | NodeKind::Other => return Ok(()),

@@ -10,14 +10,10 @@ use super::export::Export;
 use super::walk::{self, Held, Node, system};
 use super::{NodeKind, StepTerms, TreeError, Written};
 use crate::image::digest::Hasher;
+use crate::image::layer::{OPAQUE_XATTR, OVERLAY_XATTR_PREFIX};
 
 /// Mode and owner of a root that nobody changed.
 const UNTOUCHED: (u32, u32, u32) = (0o755, 0, 0);
-/// The one attribute of overlayfs that a layer keeps.
-const KEPT: &[u8] = b"user.overlay.opaque";
-/// Prefix of all of them.
-const OVERLAY: &[u8] = b"user.overlay.";
-
 /// A layer that was made.
 pub(crate) struct Sealed {
     /// The SHA-256 of its tar, as 64 digits.
@@ -135,8 +131,9 @@ fn tidy_entry(
 /// Removes what overlayfs noted for itself.
 fn strip(file: BorrowedFd<'_>, path: &[u8]) -> Result<(), TreeError> {
     for xattr in walk::xattrs(file, path, true)? {
-        let is_kept = xattr.name == KEPT && xattr.value == b"y";
-        if xattr.name.starts_with(OVERLAY) && !is_kept {
+        // A layer keeps the mark of a folder that hides those below it.
+        let is_kept = xattr.name == OPAQUE_XATTR.as_bytes() && xattr.value == b"y";
+        if xattr.name.starts_with(OVERLAY_XATTR_PREFIX) && !is_kept {
             rustix::fs::fremovexattr(file, xattr.name.as_slice()).map_err(system("clean", path))?;
         }
     }

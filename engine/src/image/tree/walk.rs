@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::{NodeKind, TreeError};
 use crate::image::archive::{DEPTH_MAX, Timestamp, Xattr, printable};
-use crate::image::layer::is_kept;
+use crate::image::layer::{OVERLAY_XATTR_PREFIX, is_kept};
 
 /// Most memory for the names of the folders that a walk is in, in bytes.
 const NAMES_BYTES_MAX: usize = 256 << 20;
@@ -113,7 +113,7 @@ pub(crate) fn xattrs(file: BorrowedFd<'_>, path: &[u8], marks: bool) -> Result<V
     list.truncate(length.map_err(system("list the extended attributes of", path))?);
     let names = list.split(|&byte| byte == 0).filter(|name| !name.is_empty());
     let mut names: Vec<&[u8]> =
-        names.filter(|name| is_kept(name) || (marks && name.starts_with(b"user.overlay."))).collect();
+        names.filter(|name| is_kept(name) || (marks && name.starts_with(OVERLAY_XATTR_PREFIX))).collect();
     names.sort_unstable();
     names.into_iter().map(|name| xattr(file, name, path)).collect()
 }

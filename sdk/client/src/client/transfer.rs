@@ -10,9 +10,7 @@ use hyper::header::HeaderValue;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{
-    Call, Client, ClientError, Content, Download, SseEvent, SseParser, TRANSFER_TIME_MAX, streamed, whole, with_query,
-};
+use super::{Call, Client, ClientError, Content, Download, SseEvent, SseParser, TRANSFER_TIME_MAX, whole, with_query};
 use crate::types::{BuildEvent, BuildRequest, PullRequest, PushRequest, RegistryLogin, TransferEvent};
 
 /// The progress of a pull, a push or a build. Dropping it stops the service's work.
@@ -67,13 +65,7 @@ impl Client {
         let options = serde_json::to_string(request).map_err(|source| ClientError::Answer { request: name, source })?;
         let path = with_query("/v1/builds", &[("options", Some(&options))]);
         let call = Call { accept: "text/event-stream", content_type: "application/x-tar", ..Call::post(&path) };
-        let (body, length) = match context {
-            Content::Bytes(bytes) => {
-                let length = bytes.len() as u64;
-                (whole(bytes), Some(length))
-            }
-            Content::Reader { reader, length } => (streamed(reader), length),
-        };
+        let (body, length) = context.into_body();
         self.download_of(call.within(TRANSFER_TIME_MAX), body, length).await.map(Transfer::new)
     }
 }
