@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use ampoule_client::types::{EndingKind, Job, JobRequest, JobState, LimitsRequest, Writable};
 use ampoule_tests::service::{command, kind, shell, stderr, stdout};
-use ampoule_tests::{Service, patience};
+use ampoule_tests::{Service, patience, slowness};
+use nix::sys::signal::Signal;
 
 const MIB: u64 = 1024 * 1024;
 
@@ -19,6 +20,29 @@ fn exit_code(job: &Job) -> Option<i32> {
 #[track_caller]
 fn check_kind(job: &Job, expected: EndingKind) {
     assert_eq!(kind(job), expected, "{:?}\n{:?}", job.ending, job.stderr);
+}
+
+#[test]
+fn a_service_that_is_slow_to_look_finds_the_figures_of_its_job_and_no_others() {
+    let service = Service::start();
+    // Slow machines get longer pauses, so that each thing below has happened when the next begins.
+    let unit = Duration::from_millis(250) * slowness();
+    let line = format!("head -c 16777216 /dev/zero > /tmp/x; sleep {}", 2.0 * unit.as_secs_f64());
+    service.run(&shell("true"));
+    std::thread::sleep(unit);
+    std::thread::scope(|scope| {
+        let job = scope.spawn(|| service.run(&shell(&line)));
+        std::thread::sleep(unit);
+        // The sandbox ends, and its place is cleaned up for the next, while the service cannot look.
+        let stopped = |signal| nix::sys::signal::kill(service.pid(), signal).expect("it is ours");
+        stopped(Signal::SIGSTOP);
+        std::thread::sleep(6 * unit);
+        stopped(Signal::SIGCONT);
+        let job = job.join().expect("it answers");
+        assert_eq!(kind(&job), EndingKind::Exited, "{:?}", job.ending);
+        let peak = job.figures.expect("it ran").memory_peak_bytes;
+        assert!(peak >= 16 << 20, "{peak}");
+    });
 }
 
 #[test]

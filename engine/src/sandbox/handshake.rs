@@ -47,6 +47,8 @@ pub(crate) enum Request {
     Follow { number: u64, token: u64, cpu_time_ms: u64, cpu_milli: u32 },
     /// A lent sandbox is of no more use, because its command ended or because it is not wanted.
     Done { number: u64, was_used: bool },
+    /// A lent sandbox whose command goes on is looked at no more.
+    Forget { number: u64 },
     /// Ends the sandbox of an earlier `Launch` or `Follow`.
     Stop { token: u64, reason: StopReason },
     /// Unpacks the layer whose archive is the one descriptor.

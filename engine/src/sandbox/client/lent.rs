@@ -189,7 +189,10 @@ impl Run {
         let Some(word) = heard else {
             // Pid 1 died without a word: the launcher has seen why.
             self.ties.follow();
-            return (&mut self.exit).await.map_err(|_| RuntimeError::Gone);
+            let exit = (&mut self.exit).await.map_err(|_| RuntimeError::Gone)?;
+            self.is_over = true;
+            self.ties.shared.post(Request::Done { number: self.ties.number, was_used: true });
+            return Ok(exit);
         };
         Ok(self.conclude(word))
     }
@@ -231,6 +234,7 @@ impl Drop for Run {
         if !self.is_over {
             // Nobody listens any more; the launcher sees to its end.
             self.ties.follow();
+            self.ties.shared.post(Request::Forget { number: self.ties.number });
             lock(&self.ties.shared.waiting).remove(&self.ties.token);
         }
     }

@@ -160,6 +160,7 @@ impl Launcher {
                 self.follow(number, token, cpu_time_ms, cpu_milli)?;
             }
             Request::Done { number, was_used } => self.done(number, was_used)?,
+            Request::Forget { number } => self.forget(number)?,
             Request::Stop { token, reason } => self.stop(token, reason)?,
             Request::Unpack { token } => self.unpack(token, descriptors.pop())?,
             Request::Remove { token, layer } => self.remove_layer(token, &layer)?,

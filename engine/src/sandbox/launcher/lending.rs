@@ -3,7 +3,8 @@
 //! ```text
 //! Lent ─▶ Done                        its command ended, or it is not wanted: ended, then taken down
 //!   ├───▶ Follow ─▶ Done              its command takes longer: the launcher holds its processor time meanwhile
-//!   │        └────▶ died              without a last word that the service heard: the launcher tells the exit
+//!   │        ├────▶ died ─▶ Done     without a last word that the service heard: the launcher tells the exit
+//!   │        └────▶ Forget           nobody waits for the command any more: the launcher sees to its end
 //!   ├───▶ Launch { lent }             given back to be used here, with other limits
 //!   └◀──▶ Recall                      wanted back; the answer is Done, unless it has a command
 //! ```
@@ -68,7 +69,7 @@ impl Launcher {
         sandbox.phases = Phases { warm: true, ..Phases::default() };
         let is_dead = sandbox.process.is_none();
         self.numbers.insert(token, number);
-        if is_dead { self.conclude(number) } else { Ok(()) }
+        if is_dead { self.tell_end(number) } else { Ok(()) }
     }
 
     /// The service needs a lent sandbox no more.
@@ -87,11 +88,15 @@ impl Launcher {
         match &sandbox.process {
             // Pid 1 ends by itself when it has run a command; whoever lent it out does not rely on that.
             Some(process) => kill_process(process.as_fd()),
-            None => {
-                self.bury(number)?;
-                Ok(())
-            }
+            None => self.bury(number),
         }
+    }
+
+    /// The service looks at a lent sandbox no more, whose command goes on: what comes is the launcher's alone.
+    pub(super) fn forget(&mut self, number: u64) -> Result<(), SysError> {
+        let Some(sandbox) = self.sandboxes.get_mut(&number) else { return Ok(()) };
+        sandbox.holder = Holder::Launcher;
+        if sandbox.process.is_none() && sandbox.is_spent { self.bury(number) } else { Ok(()) }
     }
 
     /// Asks for one lent sandbox, whichever, unless one was asked for already: its place is needed.

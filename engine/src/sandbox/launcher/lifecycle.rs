@@ -311,12 +311,10 @@ impl Launcher {
         if let Some(process) = sandbox.process.take() {
             reap_process(process.as_fd())?;
         }
-        if sandbox.holder != Holder::Launcher && sandbox.run.is_none() {
-            // The service says what became of it: it may have heard pid 1's last word.
-            sandbox.is_spent = true;
-            return Ok(());
-        }
-        self.conclude(number)
+        // The service may have heard pid 1's last word, and still reads the counters: nothing is taken down before it
+        // says so.
+        let is_lent = sandbox.holder != Holder::Launcher;
+        if is_lent { self.tell_end(number) } else { self.conclude(number) }
     }
 
     /// Tells how a dead sandbox ended, if that was not told before, and puts what is left of it aside.
@@ -326,7 +324,7 @@ impl Launcher {
     }
 
     /// Tells how the command of a sandbox ended.
-    fn tell_end(&mut self, number: u64) -> Result<(), SysError> {
+    pub(super) fn tell_end(&mut self, number: u64) -> Result<(), SysError> {
         let Some(sandbox) = self.sandboxes.get_mut(&number) else { return Ok(()) };
         sandbox.is_spent = true;
         let Some(run) = sandbox.run.take() else { return Ok(()) };
