@@ -9,12 +9,13 @@ cd "$(dirname "$0")/.."
 
 # busybox-static: the image of most tests. mmdebstrap: a real Debian root. qemu: the machine with cgroup v2 only.
 # skopeo, umoci: read our image store and archives, and write such that we import. docker.io, podman: load what we save.
+# nftables: the way out of sandboxes. iproute2: a small world beside the machine, which sandboxes reach in tests.
 # docker-registry: pulled from and pushed to, with apache2-utils and openssl for its logins. libcap2-bin: setcap, for
 # files with capabilities. rustc-web and what follows: policies written in Rust, where rustup has no wasm target at hand.
 packages="gcc libc6-dev make python3 curl jq gzip e2fsprogs busybox-static mmdebstrap qemu-system-x86 skopeo umoci"
-packages="$packages docker-registry apache2-utils openssl libcap2-bin docker.io podman"
+packages="$packages nftables iproute2 docker-registry apache2-utils openssl libcap2-bin docker.io podman"
 packages="$packages rustc-web cargo-web rust-web-src lld-22 wasi-libc"
-[ "${1:-}" != bench ] || packages="$packages crun runc bubblewrap npm"
+[ "${1:-}" != bench ] || packages="$packages crun runc bubblewrap buildah npm"
 
 as_root() {
     if [ "$(id -u)" -eq 0 ]; then

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use ampoule_engine::image::registry::Registry;
 use ampoule_engine::runtime::Runtime;
+use ampoule_engine::spec::Network;
 use ampoule_plugins::Policies;
 use axum::extract::FromRef;
 
@@ -66,7 +67,9 @@ impl App {
     ) -> Result<App, OpenError> {
         let metrics = Arc::new(Metrics::new());
         let registry = Registry::new(config.registries.clone());
-        let images = Images::open(&config.state, runtime.clone(), registry, config.bodies.image_bytes_max).await;
+        let network = if config.network.builds { Network::Egress } else { Network::None };
+        let bytes_max = config.bodies.image_bytes_max;
+        let images = Images::open(&config.state, runtime.clone(), registry, bytes_max, network).await;
         let images = images.map_err(OpenError::Images)?;
         let means = RunMeans {
             runtime: runtime.clone(),
@@ -89,6 +92,7 @@ impl App {
             metrics: metrics.clone(),
             limits_default: config.limits_default.clone(),
             limits_ceiling: config.limits_ceiling.clone(),
+            grants_network: config.network.jobs,
         });
         let system = System { jobs, metrics, runtime, draining };
         let json_bytes_max = config.bodies.json_bytes_max;

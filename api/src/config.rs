@@ -1,12 +1,14 @@
 //! Settings as they are written (file, environment, flags: the later wins) and as they are meant (`Config`).
 //! Defaults stand here and nowhere else. Knows nothing of the parts that are set.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ampoule_engine::image::registry::RegistryConfig;
+use ampoule_engine::sandbox::launcher::EgressTerms;
 use ampoule_plugins::{AdmissionLimits, RequestedLimits};
+use ipnet::Ipv4Net;
 use serde::Deserialize;
 
 use crate::limits;
@@ -21,6 +23,9 @@ const MIB: u64 = 1024 * 1024;
 const WORK_TIME: Duration = Duration::from_secs(3600);
 /// The largest layer that is taken needs about two minutes.
 const WORK_CPU_TIME: Duration = Duration::from_secs(600);
+
+/// Where clouds tell a machine about itself, its credentials included: never reached unless the operator says so.
+const LINK_LOCAL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16);
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
@@ -113,6 +118,17 @@ struct Written {
     bodies: WrittenBodies,
     retention: WrittenRetention,
     limits: WrittenLimits,
+    network: WrittenNetwork,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct WrittenNetwork {
+    egress: Option<bool>,
+    jobs: Option<bool>,
+    builds: Option<bool>,
+    deny: Option<Vec<Ipv4Net>>,
+    nameservers: Vec<Ipv4Addr>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -197,6 +213,19 @@ pub struct Config {
     pub limits_ceiling: AdmissionLimits,
     /// Connections at once, over all listeners.
     pub connections_max: u32,
+    /// What sandboxes reach.
+    pub network: Network,
+}
+
+/// What sandboxes reach over the network.
+#[derive(Clone, Debug)]
+pub struct Network {
+    /// How the world is reached; `None` when nothing reaches it.
+    pub egress: Option<EgressTerms>,
+    /// Whether a job gets it that asks for it.
+    pub jobs: bool,
+    /// Whether RUN has it unless it says otherwise.
+    pub builds: bool,
 }
 
 /// The unix socket.
@@ -364,6 +393,7 @@ fn mean(written: Written, flags: &Flags) -> Result<Config, ConfigError> {
             image_bytes_max: written.bodies.image_bytes_max.unwrap_or(16 * 1024 * MIB),
         },
         retention: mean_retention(&written.retention)?,
+        network: mean_network(written.network),
         limits_default,
         limits_ceiling,
     })
@@ -414,6 +444,17 @@ fn mean_retention(written: &WrittenRetention) -> Result<Retention, ConfigError> 
         jobs: written.jobs.unwrap_or(100_000),
         uploads: duration("retention.uploads", written.uploads.as_deref(), Duration::from_secs(3600))?,
     })
+}
+
+fn mean_network(written: WrittenNetwork) -> Network {
+    let WrittenNetwork { egress, jobs, builds, deny, nameservers } = written;
+    let has_egress = egress.unwrap_or(true);
+    let denied = deny.unwrap_or_else(|| vec![LINK_LOCAL]);
+    Network {
+        egress: has_egress.then_some(EgressTerms { denied, nameservers }),
+        jobs: has_egress && jobs.unwrap_or(false),
+        builds: has_egress && builds.unwrap_or(true),
+    }
 }
 
 fn mean_limits(written: &WrittenLimits, processors: u32) -> Result<(AdmissionLimits, AdmissionLimits), ConfigError> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ampoule_engine::image::registry::Registry;
 use ampoule_engine::image::store::{HeldImage, ResolveError, Store};
 use ampoule_engine::runtime::Runtime;
+use ampoule_engine::spec::Network;
 use tokio::sync::Semaphore;
 
 use crate::problem::{IMAGE_DAMAGED, Kind, NO_IMAGE, Refused, sentence};
@@ -38,12 +39,14 @@ pub struct Images {
     registry: Registry,
     transfers: Arc<Semaphore>,
     builds: Arc<Semaphore>,
+    /// What a RUN reaches that asks for nothing else.
+    network: Network,
     /// Where the files of contexts lie while they are used.
     spools: Arc<Path>,
 }
 
 impl Images {
-    /// Opens the store of a state folder and mends it. Archives may have so many bytes.
+    /// Opens the store of a state folder and mends it. Archives may have so many bytes; builds reach so much.
     ///
     /// # Errors
     /// The store cannot be used.
@@ -52,6 +55,7 @@ impl Images {
         runtime: Arc<dyn Runtime>,
         registry: Registry,
         bytes_max: u64,
+        network: Network,
     ) -> io::Result<Images> {
         let store = Arc::new(Store::open(state).map_err(io::Error::other)?);
         let permits = |most| Arc::new(Semaphore::new(most));
@@ -64,6 +68,7 @@ impl Images {
             registry,
             transfers: permits(transfers::TRANSFERS_MAX),
             builds: permits(builds::BUILDS_MAX),
+            network,
             spools: state.into(),
         };
         let reconciled = images.blocking(|images| images.store.reconcile(images.runtime.as_ref())).await?;

@@ -155,6 +155,7 @@ fn prepare(config: &Config) -> Result<Prepared, ServeError> {
             cpu_seconds: config.work_cpu_time.as_secs().max(1),
             wall_seconds: config.work_time.as_secs().max(1),
         },
+        egress: config.network.egress.clone(),
     })?;
     if is_root {
         become_user(uid, gid).map_err(|error| ServeError::Drop(Box::new(error)))?;

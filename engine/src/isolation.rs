@@ -3,6 +3,7 @@
 pub(crate) mod capabilities;
 pub mod cgroup;
 pub(crate) mod mounts;
+pub(crate) mod netlink;
 pub(crate) mod network;
 pub(crate) mod overlay;
 pub mod seccomp;

@@ -88,6 +88,18 @@ pub struct Frame {
     pub user: String,
     /// The host name inside.
     pub hostname: String,
+    /// What it reaches.
+    pub network: Network,
+}
+
+/// What a sandbox reaches over the network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Network {
+    /// Itself: loopback alone.
+    #[default]
+    None,
+    /// What the machine reaches, but neither the machine nor other sandboxes.
+    Egress,
 }
 
 /// What is to be executed in a frame.
@@ -423,6 +435,7 @@ mod tests {
                 writable: vec![tmp],
                 user: "0".to_owned(),
                 hostname: "ampoule".to_owned(),
+                network: Network::None,
             },
             command: Command {
                 argv: vec!["true".to_owned()],

@@ -108,13 +108,26 @@ pub fn has_only_cgroup_v2() -> bool {
     Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
 }
 
+/// What the names of the service with this state folder have in them.
+fn instance(state: &Path) -> String {
+    let digest = Sha256::digest(state.as_os_str().as_encoded_bytes());
+    digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The network interfaces of the service with this state folder.
+pub fn links_of_instance(state: &Path) -> Vec<String> {
+    let instance = instance(state);
+    let links = fs::read_dir("/sys/class/net").expect("/sys is mounted");
+    let names = links.filter_map(|link| Some(link.ok()?.file_name().to_string_lossy().into_owned()));
+    names.filter(|name| name.contains(&instance)).collect()
+}
+
 /// The control groups of the service with this state folder, as paths in every hierarchy.
 pub fn cgroups_of_instance(state: &Path) -> Vec<PathBuf> {
-    let digest = Sha256::digest(state.as_os_str().as_encoded_bytes());
-    let hex: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    let name = format!("ampoule-{}", instance(state));
     let mut found = Vec::new();
     for hierarchy in cgroup_hierarchies() {
-        find_cgroups(&hierarchy, &format!("ampoule-{hex}"), 6, &mut found);
+        find_cgroups(&hierarchy, &name, 6, &mut found);
     }
     found.sort();
     found

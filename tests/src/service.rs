@@ -324,6 +324,7 @@ impl Service {
         left.extend(host::mounts_below(self.folder.path()).into_iter().map(|mount| format!("mount {mount}")));
         let cgroups = host::cgroups_of_instance(&self.state()).into_iter();
         left.extend(cgroups.map(|group| format!("control group {}", group.display())));
+        left.extend(host::links_of_instance(&self.state()).into_iter().map(|link| format!("interface {link}")));
         if self.socket().exists() {
             left.push(format!("socket {}", self.socket().display()));
         }

@@ -63,6 +63,9 @@ pub(super) struct Arguments {
     /// Whom the command runs as: uid, uid:gid, name or name:group
     #[arg(short, long, value_name = "USER")]
     user: Option<String>,
+    /// What the job reaches: none is loopback alone, default the world, where the service grants it
+    #[arg(long, value_name = "NETWORK", value_parser = ["none", "default"])]
+    network: Option<String>,
     /// A writable path, in memory, with its room
     #[arg(long, value_name = "PATH[:SIZE]", value_parser = amount::writable)]
     writable: Vec<Writable>,
@@ -277,6 +280,7 @@ fn request(arguments: &Arguments) -> Result<JobRequest> {
             output_total_bytes: limits.output,
             output_bytes: limits.keep,
         },
+        network: arguments.network.clone(),
         writable: arguments.writable.clone(),
         artifacts,
         labels: arguments.label.iter().cloned().collect(),

@@ -160,6 +160,7 @@ impl Work {
             labels,
             epoch: self.request.source_date_epoch,
             limits: STEP_LIMITS,
+            network: self.images.network,
             uses_known_steps: !self.request.no_cache,
         };
         let workshop = Workshop::new(self.images.store.clone(), self.images.runtime.clone());

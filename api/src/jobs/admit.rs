@@ -11,7 +11,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 
-use super::job::Spec;
+use super::job::{EGRESS, NO_NETWORK, Spec};
 use crate::limits;
 use crate::problem::{ABOVE_CEILING, Refused};
 
@@ -82,7 +82,7 @@ pub fn wish(request: &JobRequest, image: &Image, defaults: &AdmissionLimits, tok
         user: request.user.clone().or_else(|| image.config.user.clone()).unwrap_or_else(|| "0:0".to_owned()),
         limits: limits::lay_over(&requested_limits, defaults),
         requested_limits,
-        network: "none".to_owned(),
+        network: request.network.clone().unwrap_or_else(|| NO_NETWORK.to_owned()),
         writable: writable(&request.writable, &cwd),
         artifacts: artifacts.globs.clone(),
         files: files
@@ -108,8 +108,14 @@ pub fn settle(
     image: &Image,
     ceiling: &AdmissionLimits,
     has_upload: bool,
+    grants_network: bool,
 ) -> Result<Spec, Refused> {
     check_ceilings(&admission.limits, ceiling)?;
+    if admission.network != NO_NETWORK && !grants_network {
+        let detail = format!("`{}` is not available to jobs on this service", admission.network);
+        let hint = "send what the job needs with `files`, or have `network.jobs` of the service's configuration set";
+        return Err(Refused::field("network", detail).hint(hint));
+    }
     if !(-100..=100).contains(&admission.priority) {
         return Err(Refused::field("priority", format!("{} is not between -100 and 100", admission.priority)));
     }
@@ -168,11 +174,10 @@ fn is_below(path: &str, folder: &str) -> bool {
 
 /// Checks what is only counted and compared.
 fn check_words(request: &JobRequest) -> Result<(), Refused> {
-    if let Some(network) = request.network.as_deref().filter(|network| *network != "none") {
-        let detail = format!("`{network}` is not available: the only network is `none`, which is loopback alone");
-        return Err(
-            Refused::field("network", detail).hint("leave `network` out, and send what the job needs with `files`")
-        );
+    if let Some(network) = request.network.as_deref().filter(|network| ![NO_NETWORK, EGRESS].contains(network)) {
+        let detail = format!("`{network}` is no network of a job: there is `{NO_NETWORK}`, which is loopback alone");
+        let hint = format!("leave `network` out, or say `{EGRESS}` where the job needs the world");
+        return Err(Refused::field("network", detail).hint(hint));
     }
     let name_bytes = request.name.as_ref().map_or(0, String::len);
     let key_bytes = request.idempotency_key.as_ref().map_or(0, String::len);

@@ -16,7 +16,7 @@ use ampoule_client::types::{
     Artifact, Decision, Ending, EndingKind, Figures, Gap, JobState, Output, Phases, SpecFile, Stream,
 };
 use ampoule_engine::image::store::HeldImage;
-use ampoule_engine::spec::{Artifacts, Command, Frame, LayerId, Limits, SandboxSpec, WritablePath};
+use ampoule_engine::spec::{Artifacts, Command, Frame, LayerId, Limits, Network, SandboxSpec, WritablePath};
 use ampoule_plugins::AdmissionLimits;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -30,6 +30,10 @@ use super::log::{Kept, Log, Piece};
 
 /// The host name in every sandbox: the same, so that sandboxes can be made ahead.
 const HOSTNAME: &str = "ampoule";
+/// The network that is loopback alone.
+pub const NO_NETWORK: &str = "none";
+/// The network that is the world without the machine.
+pub const EGRESS: &str = "default";
 
 /// What is executed, after defaults and policies. Stored with the job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +77,7 @@ impl Spec {
                 writable: self.writable.clone(),
                 user: self.user.clone(),
                 hostname: HOSTNAME.to_owned(),
+                network: if self.network == EGRESS { Network::Egress } else { Network::None },
             },
             command: Command {
                 argv: self.argv.clone(),

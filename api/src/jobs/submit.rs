@@ -37,6 +37,7 @@ pub struct Desk {
     metrics: Arc<Metrics>,
     limits_default: AdmissionLimits,
     limits_ceiling: AdmissionLimits,
+    grants_network: bool,
     key_locks: [Mutex<()>; KEY_LOCKS],
 }
 
@@ -56,6 +57,8 @@ pub struct Means {
     pub limits_default: AdmissionLimits,
     /// Highest bounds that a job can have.
     pub limits_ceiling: AdmissionLimits,
+    /// Whether a job gets a network that asks for it.
+    pub grants_network: bool,
 }
 
 impl Desk {
@@ -69,6 +72,7 @@ impl Desk {
             metrics: means.metrics,
             limits_default: means.limits_default,
             limits_ceiling: means.limits_ceiling,
+            grants_network: means.grants_network,
             key_locks: std::array::from_fn(|_| Mutex::new(())),
         }
     }
@@ -117,7 +121,8 @@ impl Desk {
         let told = document::decision(&decision);
         self.metrics.decided(&told);
         let settle = |admission: &Admission, artifacts: Artifacts| {
-            admit::settle(admission, artifacts, &image, &self.limits_ceiling, upload.is_some())
+            let has_upload = upload.is_some();
+            admit::settle(admission, artifacts, &image, &self.limits_ceiling, has_upload, self.grants_network)
         };
         let record = |spec: Spec, admission: &Admission| record(&request, request_sha256, told, spec, admission);
         match decision.outcome {

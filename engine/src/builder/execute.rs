@@ -17,7 +17,7 @@ use crate::image::digest::Digest;
 use crate::image::reference::Reference;
 use crate::image::store::{HeldImage, ImageSummary, Workshop, WorkshopError};
 use crate::runtime::RuntimeError;
-use crate::spec::{Exit, Limits};
+use crate::spec::{Exit, Limits, Network};
 use stage::Tree;
 
 mod config;
@@ -46,6 +46,8 @@ pub struct Build {
     pub epoch: Option<i64>,
     /// Bounds of each RUN.
     pub limits: Limits,
+    /// What a RUN reaches that asks for nothing else.
+    pub network: Network,
     /// Whether steps that are known need not be run.
     pub uses_known_steps: bool,
 }

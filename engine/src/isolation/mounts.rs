@@ -3,7 +3,7 @@
 //! ```text
 //! zygote, a small tmpfs:                      sandbox, on a copy of the zygote's mounts:
 //!   /layers/N  the unpacked layers, read-only   /m/N  /layers/N with the owners of this sandbox
-//!   /dev       device nodes                     /s    the folders that the image lacks
+//!   /dev       device nodes                     /s    what is mounted on and the image lacks
 //!                                               /r    the root: an overlay of /s and all /m/N
 //! ```
 //!
@@ -14,14 +14,18 @@
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
+use std::fs::File;
+use std::io::Write;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, makedev, mkdirat, mknodat, open, openat2, statat, symlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, makedev, mkdirat, mknodat, open, openat, openat2, statat,
+    symlinkat,
 };
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
     UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, mount_bind, mount_change, mount_move,
@@ -31,7 +35,7 @@ use rustix::process::{chdir, chroot, fchdir, pivot_root};
 
 use crate::isolation::overlay;
 use crate::isolation::users::{IMAGE_FIRST_ID, Identity};
-use crate::spec::{Frame, WritablePath};
+use crate::spec::{Frame, Network, WritablePath};
 use crate::sys::{self, MountAttributes, SysError, failed};
 
 /// Files of `/proc` that tell of the host or let a job act on it; hidden behind `/dev/null`. The list of the OCI
@@ -72,6 +76,12 @@ pub(crate) const UPPER: &str = "upper";
 pub(crate) const WORK: &str = "work";
 /// Where a draft is mounted.
 pub(super) const DRAFT: &str = "/u";
+/// Room for it, in bytes.
+const RESOLVER_BYTES: u64 = 64 * 1024;
+/// Where the file is made that says which name servers there are.
+const RESOLVER_FOLDER: &str = "/n";
+/// Where a sandbox finds it, below its root.
+const RESOLVER: &str = "etc/resolv.conf";
 /// Where a step finds a script that it runs, below `/dev`.
 const SCRIPTS: &str = "pipes";
 /// Room for the scripts of a step, in bytes.
@@ -90,7 +100,7 @@ pub(crate) fn enter_zygote_tree(layers: BorrowedFd<'_>, names: &[&str]) -> Resul
     // Cloned first: the kernel clones only what is in the caller's own namespace.
     let trees = names.iter().map(|name| clone_layer(layers, name)).collect::<Result<Vec<_>, _>>()?;
     let root = enter_small_root()?;
-    for folder in ["/layers", "/m", "/s", "/r", "/dev", DRAFT] {
+    for folder in ["/layers", "/m", "/s", "/r", "/dev", RESOLVER_FOLDER, DRAFT] {
         make_folder(folder)?;
     }
     // A layer that hides all below it leaves them out.
@@ -209,6 +219,7 @@ fn devices(owner: (u32, u32), folders: &[&str]) -> Result<OwnedFd, SysError> {
 /// A sentence for the job's owner: what could not be made, or what in the frame does not fit the image.
 pub(crate) fn enter_sandbox_root(
     frame: &Frame,
+    resolver: Option<&str>,
     id_map: BorrowedFd<'_>,
     first_id: u32,
     is_step: bool,
@@ -225,6 +236,9 @@ pub(crate) fn enter_sandbox_root(
     writable.sort_by_key(|path| path.path.matches('/').count());
     for path in writable {
         mount_writable(root.as_fd(), path, owner)?;
+    }
+    if let Some(text) = resolver {
+        mount_resolver(root.as_fd(), text, first_id)?;
     }
     mount_proc(root.as_fd())?;
     mount_dev(root.as_fd(), first_id, owner, is_step)?;
@@ -252,11 +266,11 @@ fn lowest_seen(layers: usize) -> Result<usize, SysError> {
     for number in 0..layers {
         match statat(CWD, format!("/layers/{number}"), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(_) => return Ok(number),
-            Err(rustix::io::Errno::NOENT) => {}
+            Err(Errno::NOENT) => {}
             Err(error) => return Err(failed("look for layer", number.to_string())(error)),
         }
     }
-    Err(failed("find", "the layers of the image")(rustix::io::Errno::NOENT))
+    Err(failed("find", "the layers of the image")(Errno::NOENT))
 }
 
 fn map_layer(number: usize, id_map: BorrowedFd<'_>) -> Result<(), SysError> {
@@ -276,11 +290,11 @@ fn make_root(frame: &Frame, layers: Range<usize>, first_id: u32, is_step: bool) 
         [only] => open_folder(only)?,
         several => mount_overlay(several)?,
     };
-    let missing = missing_folders(image.as_fd(), frame)?;
+    let missing = missing_targets(image.as_fd(), frame)?;
     if is_step {
         let mut below = layers;
         if !missing.is_empty() {
-            make_missing_folders(image.as_fd(), &missing, first_id)?;
+            make_missing(image.as_fd(), &missing, first_id)?;
             below.insert(0, "/s".to_owned());
         }
         attach(&overlay::mount_writable(&below, first_id)?, "/r")?;
@@ -289,7 +303,7 @@ fn make_root(frame: &Frame, layers: Range<usize>, first_id: u32, is_step: bool) 
     if missing.is_empty() && layers.len() > 1 {
         return Ok(image);
     }
-    make_missing_folders(image.as_fd(), &missing, first_id)?;
+    make_missing(image.as_fd(), &missing, first_id)?;
     let with_missing: Vec<String> = std::iter::once("/s".to_owned()).chain(layers).collect();
     Ok(mount_overlay(&with_missing)?)
 }
@@ -315,7 +329,7 @@ fn mount_overlay(folders: &[String]) -> Result<OwnedFd, SysError> {
 /// The call that the kernel refused.
 pub(super) fn mount_by_options(folders: &[String], target: &str) -> Result<OwnedFd, SysError> {
     let options = format!("userxattr,lowerdir={}", folders.join(":"));
-    let options = CString::new(options).map_err(|_| rustix::io::Errno::INVAL);
+    let options = CString::new(options).map_err(|_| Errno::INVAL);
     let options = options.map_err(failed("write", "the options of the overlay"))?;
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
     mount("overlay", target, "overlay", flags, options.as_c_str())
@@ -323,42 +337,62 @@ pub(super) fn mount_by_options(folders: &[String], target: &str) -> Result<Owned
     open_folder(target)
 }
 
-/// The folders that must be mounted on and that the image lacks, each as path components.
-fn missing_folders(root: BorrowedFd<'_>, frame: &Frame) -> Result<BTreeSet<String>, RootError> {
-    let mut missing = BTreeSet::new();
+/// What must be mounted on and the image lacks, as paths without a slash before them.
+#[derive(Default)]
+struct Missing {
+    folders: BTreeSet<String>,
+    files: BTreeSet<String>,
+}
+
+impl Missing {
+    fn is_empty(&self) -> bool {
+        self.folders.is_empty() && self.files.is_empty()
+    }
+}
+
+fn missing_targets(root: BorrowedFd<'_>, frame: &Frame) -> Result<Missing, RootError> {
+    let mut missing = Missing::default();
     for name in ["proc", "dev"] {
         let is_folder = open_below(root, name, ResolveFlags::NO_SYMLINKS).is_ok();
         if !is_folder {
-            missing.insert(name.to_owned());
+            missing.folders.insert(name.to_owned());
         }
+    }
+    if frame.network == Network::Egress && open_resolver(root).is_err_and(|error| error == Errno::NOENT) {
+        missing.files.insert(RESOLVER.to_owned());
     }
     for WritablePath { path, .. } in &frame.writable {
         match open_below(root, path, ResolveFlags::empty()) {
             Ok(_) => {}
-            Err(rustix::io::Errno::NOENT) => {
-                missing.insert(path.trim_matches('/').to_owned());
+            Err(Errno::NOENT) => {
+                missing.folders.insert(path.trim_matches('/').to_owned());
             }
-            Err(rustix::io::Errno::NOTDIR) => return Err(RootError::NotAFolder { path: path.clone() }),
+            Err(Errno::NOTDIR) => return Err(RootError::NotAFolder { path: path.clone() }),
             Err(error) => return Err(failed("look for", path.as_str())(error).into()),
         }
     }
     Ok(missing)
 }
 
-/// Makes the missing folders on a tmpfs at `/s`. A parent that the image has keeps its mode and owner, since the
-/// highest layer decides what a merged folder looks like.
-fn make_missing_folders(image: BorrowedFd<'_>, missing: &BTreeSet<String>, first_id: u32) -> Result<(), SysError> {
+/// Makes what is missing on a tmpfs at `/s`. A parent that the image has keeps its mode and owner, since the highest
+/// layer decides what a merged folder looks like.
+fn make_missing(image: BorrowedFd<'_>, missing: &Missing, first_id: u32) -> Result<(), SysError> {
     let options = [("size", "256k"), ("nr_inodes", "1k"), ("mode", "0755")];
     let tree = tmpfs(&options, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV)?;
-    for path in missing {
+    let parents = missing.files.iter().filter_map(|path| Some(path.rsplit_once('/')?.0));
+    for path in missing.folders.iter().map(String::as_str).chain(parents) {
         for (end, _) in path.match_indices('/').chain([(path.len(), "")]) {
             let folder = &path[..end];
             match mkdirat(&tree, folder, Mode::from_raw_mode(0o755)) {
                 Ok(()) => take_after(image, &tree, folder, first_id)?,
-                Err(rustix::io::Errno::EXIST) => {}
+                Err(Errno::EXIST) => {}
                 Err(error) => return Err(failed("make folder", folder)(error)),
             }
         }
+    }
+    for path in &missing.files {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        openat(&tree, path.as_str(), flags, Mode::from_raw_mode(0o644)).map_err(failed("make file", path.as_str()))?;
     }
     take_after(image, &tree, ".", first_id)?;
     attach(&tree, "/s")
@@ -379,7 +413,7 @@ fn take_after(image: BorrowedFd<'_>, tree: &OwnedFd, folder: &str, first_id: u32
 
 fn mount_writable(root: BorrowedFd<'_>, writable: &WritablePath, owner: (u32, u32)) -> Result<(), RootError> {
     let target = match open_below(root, &writable.path, ResolveFlags::empty()) {
-        Err(rustix::io::Errno::NOENT) => make_below(root, &writable.path, owner)?,
+        Err(Errno::NOENT) => make_below(root, &writable.path, owner)?,
         other => other.map_err(failed("open", writable.path.as_str()))?,
     };
     let is_shared = matches!(writable.path.trim_end_matches('/'), "/tmp" | "/var/tmp");
@@ -397,12 +431,33 @@ fn make_below(root: BorrowedFd<'_>, path: &str, owner: (u32, u32)) -> Result<Own
                 rustix::fs::chownat(&folder, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
                     .map_err(failed("give away folder", path))?;
             }
-            Err(rustix::io::Errno::EXIST) => {}
+            Err(Errno::EXIST) => {}
             Err(error) => return Err(failed("make folder", path)(error)),
         }
         folder = open_below(folder.as_fd(), name, ResolveFlags::NO_SYMLINKS).map_err(failed("open", path))?;
     }
     Ok(folder)
+}
+
+/// Mounts the file that says which name servers there are. A link in its place is covered, not followed.
+fn mount_resolver(root: BorrowedFd<'_>, text: &str, first_id: u32) -> Result<(), SysError> {
+    let tree = writable_tmpfs(RESOLVER_BYTES, 8, "0755", (first_id, first_id))?;
+    attach(&tree, RESOLVER_FOLDER)?;
+    let path = format!("{RESOLVER_FOLDER}/resolv.conf");
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = open(path.as_str(), flags, Mode::from_raw_mode(0o644)).map_err(failed("make", RESOLVER))?;
+    let owner = (rustix::fs::Uid::from_raw(first_id), rustix::fs::Gid::from_raw(first_id));
+    rustix::fs::fchown(&file, Some(owner.0), Some(owner.1)).map_err(failed("give away", RESOLVER))?;
+    File::from(file).write_all(text.as_bytes()).map_err(failed("write", RESOLVER))?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let file = open_tree(CWD, path.as_str(), flags).map_err(failed("clone", RESOLVER))?;
+    let target = open_resolver(root).map_err(failed("open", RESOLVER))?;
+    attach_to(&file, target.as_fd(), RESOLVER)
+}
+
+fn open_resolver(root: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat2(root, RESOLVER, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
 }
 
 fn mount_proc(root: BorrowedFd<'_>) -> Result<(), SysError> {
@@ -442,7 +497,7 @@ fn hide_parts_of_proc() -> Result<(), SysError> {
         // `/r/proc` and `/r/dev` are what was just mounted: no name of the image is on these paths.
         match mount_bind(cover, format!("/r/proc/{name}").as_str()) {
             // Not every kernel has them all.
-            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+            Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(failed("hide /proc entry", name)(error)),
         }
     }

@@ -9,6 +9,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::{Absence, Check, Ground, Look, Need, Seen, failed};
 use crate::isolation::users;
+use crate::sandbox::launcher::egress;
 
 /// Free space below which images soon do not fit, in bytes.
 const FREE_BYTES_MIN: u64 = 1 << 30;
@@ -63,6 +64,13 @@ pub(super) const CHECKS: &[Check] = &[
         look: Look::Here(open_files),
     },
     Check {
+        name: "network of sandboxes",
+        need: Need::Better,
+        lost: "RUN in builds fails unless it says --network=none, and no job can have a network",
+        mend: "install nft (Debian: apt-get install nftables), or set network.egress = false",
+        look: Look::Here(network_rules),
+    },
+    Check {
         name: "core dumps stay in the sandbox",
         need: Need::Better,
         lost: "the kernel starts a program of the machine, as root, with the memory of each crashed job as its input",
@@ -70,6 +78,11 @@ pub(super) const CHECKS: &[Check] = &[
         look: Look::Here(core_pattern),
     },
 ];
+
+fn network_rules(_: &Ground) -> Seen {
+    let found = egress::find_program("nft").ok_or_else(|| Absence::new("there is no `nft`"))?;
+    Ok(found.display().to_string())
+}
 
 /// The folder itself, or the nearest one above it that exists.
 pub(super) fn nearest(path: &Path) -> &Path {

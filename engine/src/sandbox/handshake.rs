@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::image::tree::{PlaceOrder, StepTerms, Wanted};
 use crate::isolation::cgroup::MeterTerms;
+use crate::isolation::network::Uplink;
 use crate::spec::{
     Artifacts, Command, Exit, Frame, LayerId, LeftOut, Limits, Phases, SandboxSpec, Skipped, StopReason,
 };
@@ -132,7 +133,7 @@ pub(crate) struct UnpackedLayer {
 pub(crate) enum ZygoteRequest {
     /// Make a sandbox. Descriptors: its end of the control socket, its user namespace, the id map for its mounts,
     /// then those of the control group: on version 1 the `tasks` files, on version 2 the folder.
-    Prepare { number: u64, frame: Frame, first_id: u32, version_2: bool, in_background: bool },
+    Prepare { number: u64, frame: Frame, first_id: u32, version_2: bool, in_background: bool, uplink: Option<Uplink> },
 }
 
 /// What a zygote answers.

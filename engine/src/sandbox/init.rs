@@ -22,6 +22,7 @@ use rustix::process::{
 use rustix::thread::{CapabilitySet, set_name};
 
 use crate::isolation::mounts::RootError;
+use crate::isolation::network::Uplink;
 use crate::isolation::seccomp::Filter;
 use crate::isolation::users::{self, Identity};
 use crate::isolation::{capabilities, mounts, network};
@@ -59,6 +60,7 @@ pub(crate) struct StepBirth {
 pub(crate) struct Terms<'a> {
     pub(crate) first_id: u32,
     pub(crate) in_background: bool,
+    pub(crate) uplink: Option<Uplink>,
     pub(crate) filter: &'a Filter,
 }
 
@@ -150,14 +152,15 @@ fn prepare(frame: &Frame, birth: &Terms<'_>, kept: Kept) -> Result<(Identity, Ph
     }
     join_groups(&kept.groups)?;
     phases.cgroup_us = watch.lap_us();
-    network::enter_empty()?;
+    network::enter(birth.uplink.as_ref())?;
     phases.network_us = watch.lap_us();
     let is_step = kept.step.is_some();
     if let Some(StepBirth { layers, draft }) = &kept.step {
         let names: Vec<&str> = frame.layers.iter().map(LayerId::hex).collect();
         mounts::enter_step_tree(layers.as_fd(), &names, draft.as_fd(), kept.id_map.as_fd())?;
     }
-    let identity = mounts::enter_sandbox_root(frame, kept.id_map.as_fd(), birth.first_id, is_step)?;
+    let resolver = birth.uplink.as_ref().map(|uplink| uplink.resolver.as_str());
+    let identity = mounts::enter_sandbox_root(frame, resolver, kept.id_map.as_fd(), birth.first_id, is_step)?;
     // The launcher's own is 0; a command expects the usual one.
     rustix::process::umask(Mode::from_raw_mode(0o022));
     nix::unistd::sethostname(&frame.hostname).map_err(failed("set", "the host name"))?;

@@ -5,6 +5,7 @@
 //! hears nobody but the service. It parses nothing that a user wrote: commands pass through as they are, paths of layers are made
 //! from digests. When the service is gone it ends all sandboxes, removes their control groups, and ends too.
 
+pub(crate) mod egress;
 mod events;
 mod idle;
 mod layers;
@@ -25,6 +26,8 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use egress::Egress;
+pub use egress::EgressTerms;
 use lifecycle::Launcher;
 pub use work::WorkTimes;
 
@@ -55,6 +58,8 @@ pub struct LauncherConfig {
     pub sandboxes_max: u32,
     /// How long work on images may take.
     pub work_times: WorkTimes,
+    /// How sandboxes reach the world, if any may.
+    pub egress: Option<EgressTerms>,
 }
 
 /// A launcher that runs, from the service's side.
@@ -202,6 +207,7 @@ impl Launcher {
             seccomp::compile(seccomp::Profile::Worker)?,
             config.warm_sandboxes.min(sandboxes_max / 2) as usize,
         )?;
+        launcher.egress = Egress::new(config.egress.clone(), &instance_name(&config.state))?;
         launcher.work = work::Work::new(config.work_times);
         launcher.sweep_layers()?;
         send(&launcher.service, &Reply::Started(Ok(())), &[]).map_err(failed("answer", "the service"))?;

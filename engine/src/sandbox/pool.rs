@@ -67,9 +67,16 @@ impl Demand {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::Network;
 
     fn frame(hostname: &str) -> Frame {
-        Frame { layers: Vec::new(), writable: Vec::new(), user: "0".to_owned(), hostname: hostname.to_owned() }
+        Frame {
+            layers: Vec::new(),
+            writable: Vec::new(),
+            user: "0".to_owned(),
+            hostname: hostname.to_owned(),
+            network: Network::None,
+        }
     }
 
     fn limits() -> Limits {

@@ -112,7 +112,7 @@ fn begin(groups: &[OwnedFd]) -> Result<(), SysError> {
     die_with_launcher()?;
     let _ = set_name(c"ampoule-worker");
     join_groups(groups)?;
-    network::enter_empty()
+    network::enter(None)
 }
 
 /// Leaves the host's tree for what the job needs of it.

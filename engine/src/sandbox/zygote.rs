@@ -73,7 +73,7 @@ fn clone_sandbox(
     mut descriptors: Vec<OwnedFd>,
     filter: &Filter,
 ) -> Result<(i32, OwnedFd), SysError> {
-    let ZygoteRequest::Prepare { frame, first_id, version_2, in_background, .. } = request;
+    let ZygoteRequest::Prepare { frame, first_id, version_2, in_background, uplink, .. } = request;
     if descriptors.len() < FIXED_DESCRIPTORS {
         let missing = std::io::Error::from(std::io::ErrorKind::InvalidInput);
         return Err(failed("clone", "a sandbox without its descriptors")(missing));
@@ -89,7 +89,7 @@ fn clone_sandbox(
             let (Some(control), Some(user_namespace), Some(id_map)) = (fixed.next(), fixed.next(), fixed.next()) else {
                 sys::exit_now(1)
             };
-            let terms = Terms { first_id, in_background, filter };
+            let terms = Terms { first_id, in_background, uplink, filter };
             init::live(Birth { terms, frame, control, user_namespace, id_map, groups, step: None })
         }
     }

@@ -12,7 +12,9 @@ use crate::builder::dockerfile::mount::Mount;
 use crate::builder::plan::{Network, RunAction, Script, Step};
 use crate::image::store::BuiltLayer;
 use crate::runtime::{Input, RunningStep};
-use crate::spec::{Artifacts, Command, DEFAULT_PATH, Ending, Frame, SandboxSpec, StepTerms, StopReason, WritablePath};
+use crate::spec::{
+    Artifacts, Command, DEFAULT_PATH, Ending, Frame, Network as Reach, SandboxSpec, StepTerms, StopReason, WritablePath,
+};
 
 /// Host name of a build's sandbox.
 const HOST_NAME: &str = "build";
@@ -44,8 +46,8 @@ impl Site {
         run: &RunAction,
         tree: &Tree,
     ) -> Result<BuiltLayer, Problem> {
-        if run.network == Network::Default {
-            let message = "RUN has no network here yet, only loopback; say --network=none to be rid of this warning";
+        if run.network == Network::Default && self.build.network == Reach::None {
+            let message = "RUN has no network on this service, only loopback; --network=none silences this warning";
             self.tell(Event::Warning { step: Some(number), message: message.to_owned() }).await;
         }
         let spec = self.spec(number, run, tree)?;
@@ -89,12 +91,13 @@ impl Site {
             other => Err(Problem::Unsupported(format!("`RUN --mount=type={}` cannot be done yet", other.kind()))),
         });
         let writable = writable.collect::<Result<Vec<_>, _>>()?;
+        let network = if run.network == Network::None { Reach::None } else { self.build.network };
         let user = if run.user.is_empty() { "0".to_owned() } else { run.user.clone() };
         let cwd = if run.working_dir.is_empty() { "/".to_owned() } else { run.working_dir.clone() };
         let cwd = if cwd.len() > 1 { cwd.trim_end_matches('/').to_owned() } else { cwd };
         Ok(SandboxSpec {
             id: format!("step-{number}"),
-            frame: Frame { layers, writable, user, hostname: HOST_NAME.to_owned() },
+            frame: Frame { layers, writable, user, hostname: HOST_NAME.to_owned(), network },
             command: Command { argv: run.argv.clone(), env, cwd, artifacts: Artifacts::default() },
             limits: self.build.limits.clone(),
         })

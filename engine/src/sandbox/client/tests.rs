@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use super::*;
 use crate::isolation::cgroup::{MeterTerms, Version};
 use crate::sandbox::handshake::{CommandStatus, Finished, InitReply, InitRequest, Lent, pair};
-use crate::spec::{Command as SpecCommand, Ending, Figures, Frame, Limits, Phases};
+use crate::spec::{Command as SpecCommand, Ending, Figures, Frame, Limits, Network, Phases};
 
 /// How long something that comes over a socket may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -21,8 +21,8 @@ fn stage() -> (Client, OwnedFd) {
 
 fn spec() -> SandboxSpec {
     let layer = LayerId::parse(&"a".repeat(64)).expect("this is a digest");
-    let frame =
-        Frame { layers: vec![layer], writable: Vec::new(), user: "0".to_owned(), hostname: "ampoule".to_owned() };
+    let (user, hostname) = ("0".to_owned(), "ampoule".to_owned());
+    let frame = Frame { layers: vec![layer], writable: Vec::new(), user, hostname, network: Network::None };
     let command = SpecCommand {
         argv: vec!["/bin/true".to_owned()],
         env: Vec::new(),

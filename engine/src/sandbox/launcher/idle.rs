@@ -1,5 +1,6 @@
 //! What a launcher does while nobody waits: it takes dead sandboxes down and makes new ones ahead.
 
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -18,14 +19,15 @@ pub(super) const QUIET: Duration = Duration::from_millis(2);
 /// What is left of a sandbox when its end has been told.
 pub(super) struct Teardown {
     place: Place,
+    address: Option<Ipv4Addr>,
     held: Vec<OwnedFd>,
 }
 
 impl Launcher {
     /// Puts what is left of a dead sandbox aside for when there is nothing else to do.
     pub(super) fn bury(&mut self, number: u64) -> Result<(), SysError> {
-        let Some(Sandbox { place, held, draft, .. }) = self.sandboxes.remove(&number) else { return Ok(()) };
-        self.teardowns.push_back(Teardown { place, held });
+        let Some(Sandbox { place, address, held, draft, .. }) = self.sandboxes.remove(&number) else { return Ok(()) };
+        self.teardowns.push_back(Teardown { place, address, held });
         if self.teardowns.len() > TEARDOWNS_MAX {
             self.tear_one_down();
         }
@@ -34,9 +36,12 @@ impl Launcher {
 
     /// Takes one dead sandbox down; says whether there was one.
     pub(super) fn tear_one_down(&mut self) -> bool {
-        let Some(Teardown { place, held }) = self.teardowns.pop_front() else { return false };
+        let Some(Teardown { place, address, held }) = self.teardowns.pop_front() else { return false };
         drop(held);
         self.places.give_back(place);
+        if let Some(address) = address {
+            self.egress.give_back(address);
+        }
         true
     }
 

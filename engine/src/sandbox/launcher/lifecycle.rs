@@ -14,8 +14,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use crate::isolation::cgroup::CgroupError;
+use crate::isolation::network::Uplink;
 use crate::isolation::seccomp::Filter;
 use crate::sandbox::handshake::{InitReply, Reply, ZygoteRequest, message_buffer, pair, send};
+use crate::sandbox::launcher::egress::{Egress, EgressError};
 use crate::sandbox::launcher::events::{Poller, Source};
 use crate::sandbox::launcher::idle::Teardown;
 use crate::sandbox::launcher::live::{Holder, Launch, Sandbox, end_process, hold_namespaces, reap_process};
@@ -24,7 +26,7 @@ use crate::sandbox::launcher::zygotes::Zygote;
 use crate::sandbox::place::{Place, PlaceError, Places};
 use crate::sandbox::pool::Demand;
 use crate::sandbox::verdict::{self, Evidence, decide};
-use crate::spec::{Ending, Exit, Figures, Frame, Limits, Phases, StopReason};
+use crate::spec::{Ending, Exit, Figures, Frame, Limits, Network, Phases, StopReason};
 use crate::sys::{SysError, failed, in_one_line};
 
 /// Most commands that wait for a place: the service sends no more than there are places, so that few ever do.
@@ -37,6 +39,7 @@ pub(crate) struct Launcher {
     pub(super) layers: OwnedFd,
     pub(super) image_namespace: OwnedFd,
     pub(super) places: Places,
+    pub(super) egress: Egress,
     pub(super) job_filter: Filter,
     pub(super) worker_filter: Filter,
     pub(super) zygotes: HashMap<u64, Zygote>,
@@ -76,6 +79,7 @@ impl Launcher {
             layers,
             image_namespace,
             places,
+            egress: Egress::default(),
             job_filter,
             worker_filter,
             zygotes: HashMap::new(),
@@ -196,18 +200,22 @@ impl Launcher {
         let mut place = self.take_place(in_background)?;
         place.group.limit(limits)?;
         place.group.begin()?;
+        let uplink = self.uplink_for(frame)?;
+        let address = uplink.as_ref().map(|uplink| uplink.address);
         let (control, theirs) = pair().map_err(failed("open", "a sandbox's socket"))?;
         let number = self.number();
         self.poller.add(&control, Source::Sandbox(number))?;
         let version_2 = place.group.birth_descriptor().is_some();
         let first_id = place.first_id;
-        let request = ZygoteRequest::Prepare { number, frame: frame.clone(), first_id, version_2, in_background };
+        let request =
+            ZygoteRequest::Prepare { number, frame: frame.clone(), first_id, version_2, in_background, uplink };
         let mut descriptors = vec![theirs.as_fd(), place.user_namespace.as_fd(), place.id_map.as_fd()];
         descriptors.extend(place.group.join_descriptors().iter().map(AsFd::as_fd));
         descriptors.extend(place.group.birth_descriptor());
         let control_of_zygote = self.zygotes.get(&zygote).ok_or(StartFailure::Lost)?.control.as_fd();
         send(control_of_zygote, &request, &descriptors).map_err(failed("ask", "a zygote"))?;
-        let sandbox = Sandbox::unborn(frame.clone(), limits.clone(), place, zygote, control);
+        let mut sandbox = Sandbox::unborn(frame.clone(), limits.clone(), place, zygote, control);
+        sandbox.address = address;
         self.sandboxes.insert(number, sandbox);
         Ok(number)
     }
@@ -227,6 +235,14 @@ impl Launcher {
                 }
                 other => return Ok(other?),
             }
+        }
+    }
+
+    /// A way out for a sandbox that is to have one.
+    pub(super) fn uplink_for(&mut self, frame: &Frame) -> Result<Option<Uplink>, EgressError> {
+        match frame.network {
+            Network::None => Ok(None),
+            Network::Egress => self.egress.uplink().map(Some),
         }
     }
 
@@ -379,6 +395,7 @@ impl Launcher {
             let _ = end_process(process.as_fd());
         }
         drop((self.sandboxes, self.workers, self.teardowns));
+        self.egress.take_down()?;
         self.places
             .remove()
             .map_err(|error| failed("remove", "control groups")(std::io::Error::other(in_one_line(&error))))
@@ -392,6 +409,8 @@ pub(super) enum StartFailure {
     System(#[from] SysError),
     #[error(transparent)]
     Place(#[from] PlaceError),
+    #[error(transparent)]
+    Egress(#[from] EgressError),
     #[error("could not apply the limits")]
     Limits(#[from] CgroupError),
     #[error("the sandbox was lost while it was made")]

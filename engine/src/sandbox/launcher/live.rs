@@ -1,6 +1,7 @@
 //! One sandbox, as the launcher holds it: what it stands in, its pid 1, and the command that it was given.
 
 use std::fs::File;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,8 @@ pub(super) struct Sandbox {
     pub(super) limits: Limits,
     pub(super) holder: Holder,
     pub(super) place: Place,
+    /// Its address on the bridge, when it has a way out.
+    pub(super) address: Option<Ipv4Addr>,
     pub(super) zygote: u64,
     pub(super) control: OwnedFd,
     /// Once the zygote has made it, and until it is dead.
@@ -93,6 +96,7 @@ impl Sandbox {
             limits,
             holder: Holder::Launcher,
             place,
+            address: None,
             zygote,
             control,
             process: None,

@@ -65,6 +65,8 @@ impl Launcher {
         let mut place = self.take_place(false)?;
         place.group.limit(&spec.limits)?;
         place.group.begin()?;
+        let uplink = self.uplink_for(&spec.frame)?;
+        let address = uplink.as_ref().map(|uplink| uplink.address);
         let (folder, opened) = self.make_draft()?;
         let layers = self.layers.try_clone().map_err(failed("pass on", "the folder of layers"))?;
         let (control, theirs) = pair().map_err(failed("open", "a sandbox's socket"))?;
@@ -81,7 +83,7 @@ impl Launcher {
                 else {
                     sys::exit_now(1)
                 };
-                let born = Terms { first_id: place.first_id, in_background: false, filter: &self.job_filter };
+                let born = Terms { first_id: place.first_id, in_background: false, uplink, filter: &self.job_filter };
                 let step = Some(StepBirth { layers, draft: opened });
                 let frame = spec.frame;
                 init::live(Birth { terms: born, frame, control: theirs, user_namespace, id_map, groups, step })
@@ -90,6 +92,7 @@ impl Launcher {
         let number = self.number();
         self.poller.add(&control, Source::Sandbox(number))?;
         let mut sandbox = Sandbox::unborn(spec.frame.clone(), spec.limits.clone(), place, NO_ZYGOTE, control);
+        sandbox.address = address;
         sandbox.draft = Some(Draft { folder, token: layer, terms, output, is_good: false });
         sandbox.command(Launch { token, spec, has_files, has_artifacts: false, descriptors, lent: None })?;
         self.numbers.insert(token, number);

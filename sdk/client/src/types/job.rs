@@ -45,7 +45,8 @@ pub struct JobRequest {
     /// Bounds that differ from the service's defaults.
     #[serde(default, skip_serializing_if = "LimitsRequest::is_empty")]
     pub limits: LimitsRequest,
-    /// `none` is the only network there is, and the default.
+    /// `none`, which is loopback alone and the default; or `default`, the world without the machine, where the operator
+    /// grants it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
     /// Writable paths besides `/tmp`: each a tmpfs of its own.
