@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 # nftables: the way out of sandboxes. iproute2: a small world beside the machine, which sandboxes reach in tests.
 # docker-registry: pulled from and pushed to, with apache2-utils and openssl for its logins. libcap2-bin: setcap, for
 # files with capabilities. rustc-web and what follows: policies written in Rust, where rustup has no wasm target at hand.
-packages="gcc libc6-dev make python3 curl jq gzip e2fsprogs busybox-static mmdebstrap qemu-system-x86 skopeo umoci"
+packages="gcc libc6-dev make python3 curl jq gzip bzip2 xz-utils e2fsprogs busybox-static mmdebstrap qemu-system-x86 skopeo umoci"
 packages="$packages nftables iproute2 docker-registry apache2-utils openssl libcap2-bin docker.io podman"
 packages="$packages rustc-web cargo-web rust-web-src lld-22 wasi-libc"
 [ "${1:-}" != bench ] || packages="$packages crun runc bubblewrap buildah npm"
@@ -35,7 +35,7 @@ is_installed() {
 # A program that came another way (a compiler image, a docker CLI beside its daemon) counts as well.
 is_there() {
     case $1 in
-        gcc | make | python3 | curl | jq | gzip | npm) command -v "$1" >/dev/null ;;
+        gcc | make | python3 | curl | jq | gzip | bzip2 | npm) command -v "$1" >/dev/null ;;
         libc6-dev) [ -e /usr/lib/x86_64-linux-gnu/libc.a ] ;;
         e2fsprogs) [ -x /sbin/mke2fs ] ;;
         docker.io) command -v dockerd >/dev/null && command -v docker >/dev/null ;;

@@ -379,8 +379,8 @@ pub struct Wanted {
 
 /// How files are put on top of layers.
 ///
-/// They come as a tar with two folders: what is in `d` is what is in a folder, and `d` itself that folder; what is in
-/// `f` are single files, which can get another name.
+/// They come as a tar with three folders: what is in `d` is what is in a folder, and `d` itself that folder; what is in
+/// `f` are single files, which can get another name; what is in `u` was in an archive, and keeps its owners and modes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlaceOrder {
     /// Where to, absolute. Links on the way are followed within the root.

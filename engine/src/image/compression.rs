@@ -3,7 +3,9 @@
 
 use std::io::{self, BufReader, Read, Write};
 
+use bzip2::bufread::MultiBzDecoder;
 use flate2::bufread::MultiGzDecoder;
+use lzma_rust2::XzReader;
 
 /// Longest prefix that tells a format.
 const MAGIC_BYTES: usize = 6;
@@ -11,6 +13,9 @@ const MAGIC_BYTES: usize = 6;
 const BUFFER_BYTES: usize = 64 * 1024;
 /// Largest window that a zstd frame may ask for, as a power of two: 128 MiB, what `zstd --long` makes.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+
+/// Most memory that an xz stream may ask for, in KiB: 128 MiB, twice what `xz -9` makes.
+const XZ_MEMORY_KIB_MAX: u32 = 128 * 1024;
 
 /// How hard zstd tries; its own default.
 const ZSTD_LEVEL: i32 = 3;
@@ -24,6 +29,10 @@ pub enum Format {
     Gzip,
     /// Zstandard, one or several frames.
     Zstd,
+    /// bzip2, which is only read.
+    Bzip2,
+    /// xz, which is only read.
+    Xz,
 }
 
 impl Format {
@@ -33,8 +42,8 @@ impl Format {
             [0x1f, 0x8b, ..] => Ok(Format::Gzip),
             // A frame, or a skippable frame in front of one.
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Ok(Format::Zstd),
-            [0xfd, b'7', b'z', b'X', b'Z', 0] => Err("xz"),
-            [b'B', b'Z', b'h', b'1'..=b'9', ..] => Err("bzip2"),
+            [0xfd, b'7', b'z', b'X', b'Z', 0] => Ok(Format::Xz),
+            [b'B', b'Z', b'h', b'1'..=b'9', ..] => Ok(Format::Bzip2),
             [0x04, 0x22, 0x4d, 0x18, ..] => Err("lz4"),
             [b'P', b'K', 3, 4, ..] => Err("zip"),
             _ => Ok(Format::Plain),
@@ -93,6 +102,8 @@ enum Decoder<R: Read> {
     Plain(BufReader<Source<R>>),
     Gzip(Box<MultiGzDecoder<BufReader<Source<R>>>>),
     Zstd(Box<zstd::stream::read::Decoder<'static, BufReader<Source<R>>>>),
+    Bzip2(Box<MultiBzDecoder<BufReader<Source<R>>>>),
+    Xz(Box<XzReader<BufReader<Source<R>>>>),
 }
 
 impl<R: Read> Decompressed<R> {
@@ -112,6 +123,8 @@ impl<R: Read> Decompressed<R> {
                 decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
                 Decoder::Zstd(Box::new(decoder))
             }
+            Format::Bzip2 => Decoder::Bzip2(Box::new(MultiBzDecoder::new(source))),
+            Format::Xz => Decoder::Xz(Box::new(XzReader::new_mem_limit(source, true, XZ_MEMORY_KIB_MAX))),
         };
         Ok(Decompressed { decoder, bounds, produced: 0 })
     }
@@ -122,6 +135,8 @@ impl<R: Read> Decompressed<R> {
             Decoder::Plain(_) => Format::Plain,
             Decoder::Gzip(_) => Format::Gzip,
             Decoder::Zstd(_) => Format::Zstd,
+            Decoder::Bzip2(_) => Format::Bzip2,
+            Decoder::Xz(_) => Format::Xz,
         }
     }
 
@@ -135,6 +150,8 @@ impl<R: Read> Decompressed<R> {
             Decoder::Plain(source) => source.get_ref().taken,
             Decoder::Gzip(decoder) => decoder.get_ref().get_ref().taken,
             Decoder::Zstd(decoder) => decoder.get_ref().get_ref().taken,
+            Decoder::Bzip2(decoder) => decoder.get_ref().get_ref().taken,
+            Decoder::Xz(decoder) => decoder.inner().get_ref().taken,
         }
     }
 
@@ -156,6 +173,8 @@ impl<R: Read> Read for Decompressed<R> {
             Decoder::Plain(source) => source.read(buffer),
             Decoder::Gzip(decoder) => decoder.read(buffer),
             Decoder::Zstd(decoder) => decoder.read(buffer),
+            Decoder::Bzip2(decoder) => decoder.read(buffer),
+            Decoder::Xz(decoder) => decoder.read(buffer),
         }?;
         self.produced += count as u64;
         self.check_bounds()?;
@@ -176,7 +195,7 @@ impl<W: Write> Compressed<W> {
     /// Writes to `output`.
     ///
     /// # Errors
-    /// No memory for zstd.
+    /// No memory for zstd; a format that is only read.
     pub fn new(output: W, format: Format) -> io::Result<Compressed<W>> {
         Ok(Compressed(match format {
             Format::Plain => Encoder::Plain(output),
@@ -188,6 +207,7 @@ impl<W: Write> Compressed<W> {
                 encoder.include_checksum(true)?;
                 Encoder::Zstd(Box::new(encoder))
             }
+            Format::Bzip2 | Format::Xz => return Err(io::ErrorKind::Unsupported.into()),
         }))
     }
 
@@ -255,7 +275,15 @@ fn read_head(input: &mut impl Read) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+
     use super::*;
+
+    /// A line, as `xz -9` and `bzip2` write it.
+    const XZ: &str =
+        "/Td6WFoAAATm1rRGAgAhARwAAAAQz1jMAQAXaGVsbG8sIGNvbXByZXNzZWQgd29ybGQKADFQs+vV2SbHAAEwGI4brOwftvN9AQAAAAAEWVo=";
+    const BZIP2: &str = "QlpoOTFBWSZTWYtyIj8AAAVRgAAQQAQORtiAIAAimj0nqek9IQAABuEOlpqBJirdzR98XckU4UJCLciI/A==";
 
     fn gzip(data: &[u8]) -> Vec<u8> {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
@@ -278,6 +306,19 @@ mod tests {
         check(b"", Format::Plain, b"");
         check(&gzip(b"hello"), Format::Gzip, b"hello");
         check(&zstd::encode_all(&b"hello"[..], 3).unwrap(), Format::Zstd, b"hello");
+    }
+
+    #[test]
+    fn what_xz_and_bzip2_wrote_is_read_whole_several_streams_included() {
+        let read = |text: &str| STANDARD.decode(text).unwrap();
+        let word = b"hello, compressed world\n";
+        let samples = [(Format::Xz, read(XZ)), (Format::Bzip2, read(BZIP2))];
+        for (format, packed) in samples {
+            check(&packed, format, word);
+            check(&[packed.as_slice(), &packed].concat(), format, &[word, &word[..]].concat());
+            let cut = &packed[..packed.len() - 3];
+            Decompressed::new(cut, Bounds::default()).unwrap().read_to_end(&mut Vec::new()).unwrap_err();
+        }
     }
 
     #[test]
@@ -304,8 +345,8 @@ mod tests {
 
     #[test]
     fn a_known_but_unsupported_format_is_named() {
-        let error = Decompressed::new(&b"\xfd7zXZ\0rest"[..], Bounds::default()).err().unwrap();
-        assert!(error.to_string().contains("compressed with xz"), "{error}");
+        let error = Decompressed::new(&b"\x04\x22\x4d\x18rest"[..], Bounds::default()).err().unwrap();
+        assert!(error.to_string().contains("compressed with lz4"), "{error}");
     }
 
     #[test]

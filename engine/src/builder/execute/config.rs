@@ -114,12 +114,24 @@ impl Config {
         }
     }
 
+    /// What Docker begins with when there is no base.
+    pub(super) fn of_scratch() -> Config {
+        let mut config = Config::default();
+        config.put("WorkingDir", json!("/"));
+        config
+    }
+
     pub(super) fn add_labels<'a>(&mut self, pairs: impl Iterator<Item = (&'a str, &'a str)>) {
         let mut labels = self.object("Labels");
         labels.extend(pairs.map(|(name, value)| (name.to_owned(), json!(value))));
         if !labels.is_empty() {
             self.put("Labels", Value::Object(labels));
         }
+    }
+
+    /// The user that was set last, here or in a base; empty for none.
+    pub(super) fn user(&self) -> &str {
+        self.run.get("User").and_then(Value::as_str).unwrap_or_default()
     }
 
     fn add_keys(&mut self, field: &str, keys: &[String]) {

@@ -282,7 +282,7 @@ fn write_unpacked(context: &Context, picked: &Picked, archive: &mut Archive) -> 
         if parts.is_empty() {
             continue;
         }
-        let path = [b"d/", parts.join(&b'/').as_slice()].concat();
+        let path = [b"u/", parts.join(&b'/').as_slice()].concat();
         let mut header = header(tar::EntryType::Regular, head.mode, head.mtime.seconds);
         header.set_uid(u64::from(head.uid));
         header.set_gid(u64::from(head.gid));
@@ -300,7 +300,7 @@ fn write_unpacked(context: &Context, picked: &Picked, archive: &mut Archive) -> 
             archive::Kind::HardLink { target } => {
                 header.set_entry_type(tar::EntryType::Link);
                 let target = archive::split_path(target).map_err(|error| unreadable(&error))?.join(&b'/');
-                archive.append_link(&mut header, as_path(&path), as_path(&[b"d/", target.as_slice()].concat()))
+                archive.append_link(&mut header, as_path(&path), as_path(&[b"u/", target.as_slice()].concat()))
             }
             archive::Kind::Fifo | archive::Kind::Device => Ok(()),
         }

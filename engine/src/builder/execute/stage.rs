@@ -36,7 +36,7 @@ impl Site {
         let keys = self.keys.get(&stage.index).map(Vec::as_slice).unwrap_or_default();
         for (number, (step, key)) in stage.steps.iter().zip(keys).enumerate() {
             let number = first + number;
-            if let Err(problem) = self.step(number, stage, step, key, &mut tree).await {
+            if let Err(problem) = self.step(number, step, key, &mut tree).await {
                 return Err(BuildError { step: Some(number), position: Some(step.position), problem });
             }
         }
@@ -48,7 +48,7 @@ impl Site {
 
     async fn base(&self, stage: &Stage) -> Result<Tree, Problem> {
         match &stage.base {
-            Base::Scratch => Ok(Tree::default()),
+            Base::Scratch => Ok(Tree { config: Config::of_scratch(), ..Tree::default() }),
             Base::Stage(index) => {
                 Ok((*self.wait_for(*index).await?).clone()).map(|tree| Tree { config: tree.config.as_base(), ..tree })
             }
@@ -75,17 +75,10 @@ impl Site {
         tree.clone().ok_or_else(lost)
     }
 
-    async fn step(
-        &self,
-        number: usize,
-        stage: &Stage,
-        step: &Step,
-        key: &Digest,
-        tree: &mut Tree,
-    ) -> Result<(), Problem> {
+    async fn step(&self, number: usize, step: &Step, key: &Digest, tree: &mut Tree) -> Result<(), Problem> {
         let makes_files = matches!(step.action, Action::Run(_) | Action::Copy(_) | Action::Workdir(_));
         let result = if makes_files {
-            self.files_of(number, stage, step, key, tree).await?
+            self.files_of(number, step, key, tree).await?
         } else {
             self.tell(Event::Started { step: number }).await;
             self.tell(Event::Done { step: number, wall_ms: 0 }).await;
@@ -102,14 +95,7 @@ impl Site {
     }
 
     /// What a step makes: known from before, made by another build at this moment, or made now.
-    async fn files_of(
-        &self,
-        number: usize,
-        stage: &Stage,
-        step: &Step,
-        key: &Digest,
-        tree: &Tree,
-    ) -> Result<StepResult, Problem> {
+    async fn files_of(&self, number: usize, step: &Step, key: &Digest, tree: &Tree) -> Result<StepResult, Problem> {
         let key = &super::with_epoch(key, self.build.epoch);
         let store = Arc::clone(self.workshop.store());
         let uses_known = self.build.uses_known_steps && super::is_repeatable(step);
@@ -130,7 +116,7 @@ impl Site {
         let slot = self.steps.acquire().await;
         self.tell(Event::Started { step: number }).await;
         let began = Instant::now();
-        let layer = self.make(number, stage, step, tree).await?;
+        let layer = self.make(number, step, tree).await?;
         drop(slot);
         let result = StepResult { layer };
         let (at, remembered) = (key.clone(), result.clone());
@@ -152,30 +138,14 @@ impl Site {
         result
     }
 
-    async fn make(
-        &self,
-        number: usize,
-        stage: &Stage,
-        step: &Step,
-        tree: &Tree,
-    ) -> Result<Option<BuiltLayer>, Problem> {
+    async fn make(&self, number: usize, step: &Step, tree: &Tree) -> Result<Option<BuiltLayer>, Problem> {
         match &step.action {
             Action::Run(run) => self.run(number, step, run, tree).await.map(Some),
             Action::Copy(copy) => self.copy(copy, tree).await.map(Some),
-            Action::Workdir(path) => self.make_folder(path, &stage_user(stage, step), tree).await,
+            Action::Workdir(path) => self.make_folder(path, tree.config.user(), tree).await,
             _ => Ok(None),
         }
     }
-}
-
-/// Whom a folder belongs to that WORKDIR makes: the user that was set last.
-fn stage_user(stage: &Stage, step: &Step) -> String {
-    let before = stage.steps.iter().take_while(|other| !std::ptr::eq(*other, step));
-    let user = before.filter_map(|step| match &step.action {
-        Action::User(user) => Some(user.clone()),
-        _ => None,
-    });
-    user.last().unwrap_or_default()
 }
 
 /// Where a step takes files from.

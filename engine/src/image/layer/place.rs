@@ -58,6 +58,9 @@ pub(crate) fn place(
     placer.set_times()
 }
 
+/// The folder of the tar that holds what an archive held.
+const UNPACKED: &[u8] = b"u";
+
 struct Placer<'a> {
     root: BorrowedFd<'a>,
     order: &'a PlaceOrder,
@@ -72,15 +75,18 @@ struct Placer<'a> {
 impl Placer<'_> {
     fn put<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<(), PlaceError> {
         let mut head = entry.take_head();
-        (head.uid, head.gid) = self.owner.unwrap_or((head.uid, head.gid));
-        if !matches!(head.kind, Kind::Symlink { .. } | Kind::HardLink { .. }) {
-            head.mode = mode_of(self.order.mode.as_deref(), head.mode, head.kind == Kind::Directory);
-        }
         let path = head.path.clone();
         let parts = archive::split_path(&path)?;
+        // What an archive holds keeps its owners and modes, as Docker has it.
+        if parts.first() != Some(&UNPACKED) {
+            (head.uid, head.gid) = self.owner.unwrap_or((head.uid, head.gid));
+            if !matches!(head.kind, Kind::Symlink { .. } | Kind::HardLink { .. }) {
+                head.mode = mode_of(self.order.mode.as_deref(), head.mode, head.kind == Kind::Directory);
+            }
+        }
         match (parts.split_first(), &head.kind) {
             (Some((&b"d", [])), Kind::Directory) => self.open_folder(Some(&head)),
-            (Some((&b"d", below)), _) if !below.is_empty() => {
+            (Some((&(b"d" | UNPACKED), below)), _) if !below.is_empty() => {
                 self.open_folder(None)?;
                 let folder = self.again(&path)?;
                 self.put_below(&folder, below, &head, entry)
@@ -238,7 +244,7 @@ impl Placer<'_> {
     fn put_hard_link(&self, parent: &Folder<'_>, name: &[u8], target: &[u8], head: &Head) -> Result<(), PlaceError> {
         let parts = archive::split_path(target)?;
         let missing = || refused(&head.path, "is another name of a file that was not copied");
-        let (Some(folder), Some((&b"d", below))) = (&self.folder, parts.split_first()) else { return Err(missing()) };
+        let (Some(folder), Some((_, below))) = (&self.folder, parts.split_first()) else { return Err(missing()) };
         let (&target_name, above) = below.split_last().ok_or_else(missing)?;
         let target_parent = folder.open_beneath(above).map_err(|_| missing())?;
         if !target_parent.holds_file(target_name) {

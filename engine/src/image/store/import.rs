@@ -18,7 +18,7 @@ use super::members::{self, Members, Shape};
 use super::refusal::ImportError;
 use super::unpacking::{Outcome, unpack, unpack_all};
 use super::{Hold, Image, ImageSummary, Leases, Record, RemoveError, Store, in_one_line};
-use crate::image::compression::{Bounds, Decompressed, Format};
+use crate::image::compression::{Bounds, Decompressed, Format, Refused};
 use crate::image::config::{Config, ConfigError};
 use crate::image::digest::Digest;
 use crate::image::layer::Skipped;
@@ -529,6 +529,8 @@ fn layer_content(layer: &Arrived) -> Result<Content, ImportError> {
         Format::Plain => "application/vnd.oci.image.layer.v1.tar",
         Format::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
         Format::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
+        Format::Bzip2 => return Err(ImportError::Read(Refused::Unsupported("bzip2").into())),
+        Format::Xz => return Err(ImportError::Read(Refused::Unsupported("xz").into())),
     };
     Ok(Content { media_type: media_type.to_owned(), digest: layer.digest.clone(), size: layer.size })
 }
