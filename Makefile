@@ -29,6 +29,7 @@ bench: policies ## Ampoule beside crun, runc, bubblewrap, docker and podman; tab
 	target/release/ampoule-bench
 	setup/bench-images.sh
 	target/release/ampoule-bench images
+	target/release/ampoule-bench builds
 
 lint: policies ## format, clippy, documentation, rules of our own
 	cargo fmt --all --check

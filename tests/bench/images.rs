@@ -19,7 +19,7 @@ use ampoule_tests::host;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::report::machine;
+use crate::report::{machine, median};
 use contestant::{Ampoule, Contestant, Docker, Skopeo};
 use sample::Sample;
 pub(crate) use sample::Which;
@@ -215,9 +215,4 @@ fn missed(results: &Results) -> Option<String> {
     let median_of = |name| median(results.seconds.get(&(Step::Pull, name)).cloned().unwrap_or_default());
     let times = median_of("docker") / median_of("ampoule");
     (times < PULL_TIMES_MIN).then(|| format!("a pull of {} is only {times:.1} times faster", results.sample.name))
-}
-
-fn median(mut times: Vec<f64>) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -2,6 +2,7 @@
 //! Rounds are interleaved, so that a disturbance of the machine meets all of them. What comes out is a table, a
 //! chart and a description of the machine, in `target/bench`.
 
+mod builds;
 mod chart;
 mod docker;
 mod images;
@@ -40,6 +41,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum What {
+    /// Build images, beside docker and buildah
+    Builds {
+        /// Rounds in which everybody takes part
+        #[arg(long, default_value_t = ROUNDS, value_parser = clap::value_parser!(u32).range(1..=20))]
+        rounds: u32,
+    },
     /// Pull, push, save and load images, beside docker and skopeo
     Images {
         /// The images; all without one
@@ -64,6 +71,13 @@ fn main() -> Result<()> {
             let text = images::run(folder.path(), if quick { 1..=1 } else { 0..=rounds }, which, steps)?;
             unmount_below(folder.path())?;
             fs::write(output_folder()?.join("images.md"), &text)?;
+            say(&text);
+            Ok(())
+        }
+        Some(What::Builds { rounds }) => {
+            let text = builds::run(folder.path(), if quick { 1 } else { rounds })?;
+            unmount_below(folder.path())?;
+            fs::write(output_folder()?.join("builds.md"), &text)?;
             say(&text);
             Ok(())
         }

@@ -121,3 +121,9 @@ pub(crate) fn machine() -> String {
         if ampoule_tests::host::has_only_cgroup_v2() { "v2" } else { "v1" },
     )
 }
+
+/// The one in the middle; NaN of none.
+pub(crate) fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
+}
