@@ -66,7 +66,8 @@ impl App {
     ) -> Result<App, OpenError> {
         let metrics = Arc::new(Metrics::new());
         let registry = Registry::new(config.registries.clone());
-        let images = Images::open(&config.state, runtime.clone(), registry, config.bodies.image_bytes_max).await;
+        let (archive_bytes_max, cache_bytes_max) = (config.bodies.image_bytes_max, config.build_cache_bytes_max);
+        let images = Images::open(&config.state, runtime.clone(), registry, archive_bytes_max, cache_bytes_max).await;
         let images = images.map_err(OpenError::Images)?;
         let means = RunMeans {
             runtime: runtime.clone(),

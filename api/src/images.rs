@@ -5,13 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ampoule_engine::image::registry::Registry;
-use ampoule_engine::image::store::{HeldImage, ResolveError, Store};
+use ampoule_engine::image::store::{Caches, HeldImage, ResolveError, Store};
 use ampoule_engine::runtime::Runtime;
 use tokio::sync::Semaphore;
 
 use crate::problem::{IMAGE_DAMAGED, Kind, NO_IMAGE, Refused, sentence};
 
 pub mod builds;
+pub mod caches;
 pub mod catalog;
 mod conditions;
 mod document;
@@ -38,12 +39,14 @@ pub struct Images {
     registry: Registry,
     transfers: Arc<Semaphore>,
     builds: Arc<Semaphore>,
+    caches: Arc<Caches>,
     /// Where the files of contexts lie while they are used.
     spools: Arc<Path>,
 }
 
 impl Images {
-    /// Opens the store of a state folder and mends it. Archives may have so many bytes.
+    /// Opens the store of a state folder and mends it. Archives may have so many bytes, and the caches of builds together
+    /// so many.
     ///
     /// # Errors
     /// The store cannot be used.
@@ -52,8 +55,10 @@ impl Images {
         runtime: Arc<dyn Runtime>,
         registry: Registry,
         bytes_max: u64,
+        cache_bytes_max: u64,
     ) -> io::Result<Images> {
         let store = Arc::new(Store::open(state).map_err(io::Error::other)?);
+        let caches = Caches::open(state, runtime.clone(), cache_bytes_max).await.map_err(io::Error::other)?;
         let permits = |most| Arc::new(Semaphore::new(most));
         let images = Images {
             store,
@@ -64,6 +69,7 @@ impl Images {
             registry,
             transfers: permits(transfers::TRANSFERS_MAX),
             builds: permits(builds::BUILDS_MAX),
+            caches,
             spools: state.into(),
         };
         let reconciled = images.blocking(|images| images.store.reconcile(images.runtime.as_ref())).await?;

@@ -60,7 +60,7 @@ impl Site {
             }
             Base::Context(name) => {
                 let mut tree = Tree::default();
-                let made = self.copy_context(name, &tree).await?;
+                let made = self.copy_context(name).await?;
                 tree.layers.push(made);
                 Ok(tree)
             }

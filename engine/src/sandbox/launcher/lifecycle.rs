@@ -35,6 +35,7 @@ pub(crate) struct Launcher {
     pub(crate) service: OwnedFd,
     pub(super) poller: Poller,
     pub(super) layers: OwnedFd,
+    pub(super) caches: OwnedFd,
     pub(super) image_namespace: OwnedFd,
     pub(super) places: Places,
     pub(super) job_filter: Filter,
@@ -61,7 +62,7 @@ pub(crate) struct Launcher {
 impl Launcher {
     pub(crate) fn new(
         service: OwnedFd,
-        layers: OwnedFd,
+        (layers, caches): (OwnedFd, OwnedFd),
         image_namespace: OwnedFd,
         places: Places,
         job_filter: Filter,
@@ -74,6 +75,7 @@ impl Launcher {
             service,
             poller,
             layers,
+            caches,
             image_namespace,
             places,
             job_filter,
