@@ -11,6 +11,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::mounts::{self, RootError};
+use super::users;
 use crate::sys::{SysError, failed};
 
 /// Most links that are followed on the way to a point: what the kernel follows.
@@ -131,7 +132,8 @@ impl Point<'_> {
     pub(super) fn open(&self, root: BorrowedFd<'_>, owner: (u32, u32)) -> Result<OwnedFd, RootError> {
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         let opened = match openat2(root, self.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve) {
-            Err(Errno::NOENT) => match self.make(root, owner) {
+            // What lies below may take no file of the caller's own id.
+            Err(Errno::NOENT) => match users::with_file_ids(owner.0, || self.make(root, owner)) {
                 Err(error) if error.source.raw_os_error() == Some(libc::EROFS) => {
                     let problem =
                         "is not there, and what it lies in is read-only\nhint: make it there, or mount that with rw";
