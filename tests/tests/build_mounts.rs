@@ -266,8 +266,6 @@ fn caches_that_take_too_much_make_room() {
         );
         check_built(&build(&service, &dockerfile, &[], &[]));
         settle(&service);
-        // The time of use is kept in seconds.
-        thread::sleep(Duration::from_millis(1100));
     };
     let ids = || caches(&service).into_iter().map(|cache| cache.id).collect::<Vec<_>>();
     fill("first", 1);
@@ -331,7 +329,8 @@ fn a_secret_is_seen_by_its_command_and_by_nobody_else() {
     let history = service.get("/v1/images:history?reference=app").text();
     let base64 = {
         use base64::Engine as _;
-        base64::prelude::BASE64_STANDARD.encode(&value)
+        // Without what an address would escape.
+        base64::prelude::BASE64_STANDARD.encode(&value).trim_end_matches('=').to_owned()
     };
     for text in [&value, &base64] {
         let mut found = Vec::new();

@@ -49,13 +49,13 @@ fn total(caches: &[BuildCache]) -> u64 {
 }
 
 fn document(info: CacheInfo) -> BuildCache {
-    let time = |unix: u64| Timestamp::from_second(i64::try_from(unix).ok()?).ok();
+    let time = |unix_ms: u64| Timestamp::from_millisecond(i64::try_from(unix_ms).ok()?).ok();
     BuildCache {
         id: info.id,
         folder: info.folder.name().to_owned(),
         size_bytes: info.bytes,
-        created: time(info.created_unix),
-        last_used: time(info.used_unix),
+        created: time(info.created_ms),
+        last_used: time(info.used_ms),
         in_use: info.in_use,
     }
 }

@@ -75,8 +75,8 @@ impl WantedCache {
 #[serde(deny_unknown_fields)]
 struct Record {
     id: String,
-    created_unix: u64,
-    used_unix: u64,
+    created_ms: u64,
+    used_ms: u64,
     /// Unknown while it is in use, and after a crash.
     bytes: Option<u64>,
 }
@@ -90,10 +90,10 @@ pub struct CacheInfo {
     pub folder: CacheFolder,
     /// What it takes on disk; unknown as long as it is used for the first time.
     pub bytes: Option<u64>,
-    /// When it was made, in seconds since 1970.
-    pub created_unix: u64,
+    /// When it was made, in milliseconds since 1970.
+    pub created_ms: u64,
     /// When it was used last.
-    pub used_unix: u64,
+    pub used_ms: u64,
     /// Whether a command uses it now.
     pub in_use: bool,
 }
@@ -135,8 +135,8 @@ impl CacheUse {
     }
 }
 
-fn now_unix() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 impl Caches {
@@ -236,8 +236,8 @@ impl Caches {
             }
         };
         let before = entries.get(&folder).map(|entry| &entry.record);
-        let created_unix = before.map_or_else(now_unix, |record| record.created_unix);
-        let record = Record { id: wanted.id.clone(), created_unix, used_unix: now_unix(), bytes: None };
+        let created_ms = before.map_or_else(now_ms, |record| record.created_ms);
+        let record = Record { id: wanted.id.clone(), created_ms, used_ms: now_ms(), bytes: None };
         // On disk before the folder is: whoever is killed then leaves a record that is forgotten.
         self.write(&folder, &record)?;
         let bytes = before.and_then(|record| record.bytes);
@@ -335,7 +335,7 @@ impl Caches {
         }
         let idle = entries.iter_mut().filter(|(_, entry)| entry.users == Users::Nobody && bytes(entry) > 0);
         // One that takes more than all may goes first: nothing else would help.
-        let (folder, entry) = idle.min_by_key(|(_, entry)| (bytes(entry) <= self.bytes_max, entry.record.used_unix))?;
+        let (folder, entry) = idle.min_by_key(|(_, entry)| (bytes(entry) <= self.bytes_max, entry.record.used_ms))?;
         entry.users = Users::Leaving;
         Some(folder.clone())
     }
@@ -344,7 +344,7 @@ impl Caches {
 impl Drop for CacheUse {
     fn drop(&mut self) {
         if let Some(entry) = self.caches.entries().get_mut(&self.folder) {
-            entry.record.used_unix = now_unix();
+            entry.record.used_ms = now_ms();
             entry.users = match entry.users {
                 Users::Several(count) if count > 1 => Users::Several(count - 1),
                 _ => Users::Nobody,
@@ -373,8 +373,8 @@ fn info(folder: &CacheFolder, entry: &Entry) -> CacheInfo {
         id: entry.record.id.clone(),
         folder: folder.clone(),
         bytes: entry.record.bytes,
-        created_unix: entry.record.created_unix,
-        used_unix: entry.record.used_unix,
+        created_ms: entry.record.created_ms,
+        used_ms: entry.record.used_ms,
         in_use: matches!(entry.users, Users::One | Users::Several(_)),
     }
 }
@@ -510,10 +510,10 @@ mod tests {
         let caches = open(state.path(), 40).await;
         touch(state.path(), &caches, "old").await;
         until(|| caches.list().iter().all(|cache| cache.bytes == Some(40))).await;
-        // Records count in seconds.
-        tokio::time::sleep(Duration::from_millis(1100)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
         touch(state.path(), &caches, "new").await;
         until(|| caches.list().iter().all(|cache| cache.bytes == Some(40))).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
         let used = caches.take(&wanted("old", CacheSharing::Shared)).await.unwrap();
         touch(state.path(), &caches, "third").await;
         let ids = || caches.list().into_iter().map(|cache| cache.id).collect::<Vec<_>>();
