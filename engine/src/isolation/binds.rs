@@ -15,7 +15,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fchmod, fchown, fstat, openat, openat2};
+use rustix::fs::{FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fchmod, fchown, fstat, openat};
 use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
 
 use super::mounts::{self, RootError};
@@ -223,8 +223,7 @@ impl Bench {
             problem: format!("its source `{source}` {problem}"),
         };
         let root = mounts::open_folder(&self.merged())?;
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let found = match openat2(&root, source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve) {
+        let found = match sys::open_in_root(root.as_fd(), source, OFlags::PATH, ResolveFlags::empty()) {
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Err(refuse("is not there")),
             Err(rustix::io::Errno::LOOP) => return Err(refuse("is a link that leads nowhere")),
             found => found.map_err(failed("open", source))?,

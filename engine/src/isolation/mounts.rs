@@ -19,7 +19,7 @@ use std::path::Path;
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, makedev, mkdirat, mknodat, open, openat2, statat, symlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, makedev, mkdirat, mknodat, open, statat, symlinkat,
 };
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
@@ -438,8 +438,7 @@ pub(super) fn open_folder(path: &str) -> Result<OwnedFd, SysError> {
 
 /// Opens a folder of the sandbox's root; links that lead out of the root lead to its top instead.
 pub(super) fn open_below(root: BorrowedFd<'_>, path: &str, resolve: ResolveFlags) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    openat2(root, path, flags, Mode::empty(), resolve | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+    sys::open_in_root(root, path, OFlags::PATH | OFlags::DIRECTORY, resolve)
 }
 
 const _: () = assert!(IMAGE_FIRST_ID > 0, "files of layers must not belong to the host's root");

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::mounts::{self, RootError};
 use super::users;
-use crate::sys::{SysError, failed};
+use crate::sys::{self, SysError, failed};
 
 /// Most links that are followed on the way to a point: what the kernel follows.
 const LINKS_MAX: usize = 40;
@@ -73,9 +73,8 @@ fn resolve(root: BorrowedFd<'_>, path: &str) -> rustix::io::Result<Resolved> {
         }
         done.push(name);
         let here = done.join(&b'/');
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let found = match openat2(root, here.as_slice(), flags, Mode::empty(), resolve) {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW;
+        let found = match sys::open_in_root(root, here.as_slice(), flags, ResolveFlags::NO_SYMLINKS) {
             Err(Errno::NOENT) if rest.iter().any(|name| name == b"..") => return Err(Errno::NOENT),
             Err(Errno::NOENT) => {
                 done.extend(rest.into_iter().rev());
@@ -130,8 +129,7 @@ impl Point<'_> {
     /// # Errors
     /// A point that is something else, or cannot be made, and what the kernel refuses.
     pub(super) fn open(&self, root: BorrowedFd<'_>, owner: (u32, u32)) -> Result<OwnedFd, RootError> {
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let opened = match openat2(root, self.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve) {
+        let opened = match sys::open_in_root(root, self.path, OFlags::PATH, ResolveFlags::empty()) {
             // What lies below may take no file of the caller's own id.
             Err(Errno::NOENT) => match users::with_file_ids(owner.0, || self.make(root, owner)) {
                 Err(error) if error.source.raw_os_error() == Some(libc::EROFS) => {
@@ -246,5 +244,29 @@ mod tests {
         assert_eq!(resolved("/file"), Ok(Resolved::There(FileType::RegularFile)));
         assert_eq!(resolved("/file/x"), Err(Errno::NOTDIR));
         assert_eq!(resolved("/loop"), Err(Errno::LOOP));
+    }
+
+    #[test]
+    fn a_rename_elsewhere_keeps_no_link_from_being_followed() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::create_dir_all(folder.path().join("a/b")).expect("it is ours");
+        symlink("../../../a/b/../..", folder.path().join("a/up")).expect("it is ours");
+        let elsewhere = tempfile::tempdir().expect("a folder");
+        let (one, other) = (elsewhere.path().join("1"), elsewhere.path().join("2"));
+        fs::create_dir(&one).expect("it is ours");
+        let root = File::open(folder.path()).expect("it is there");
+        let is_done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_done.load(Ordering::Relaxed) {
+                    fs::rename(&one, &other).and_then(|()| fs::rename(&other, &one)).expect("it is ours");
+                }
+            });
+            let opened = (0..20_000)
+                .all(|_| sys::open_in_root(root.as_fd(), "a/up", OFlags::PATH, ResolveFlags::empty()).is_ok());
+            is_done.store(true, Ordering::Relaxed);
+            assert!(opened, "the kernel was not asked again");
+        });
     }
 }
