@@ -114,6 +114,17 @@ fn files_of_contexts_stages_and_images_are_shown_and_what_is_written_is_thrown_a
 }
 
 #[test]
+fn a_build_that_begins_while_another_gives_back_what_it_showed_is_not_held_up() {
+    // One thread that serves: what waits on it for the launcher would wait for ever.
+    let service = Service::start();
+    let known: String = (0..6).map(|number| format!("RUN echo {number} > /{number}\n")).collect();
+    for round in 0..12 {
+        let dockerfile = format!("FROM busybox\n{known}RUN --mount=target=/m test $(cat /m/round) = {round}\n");
+        check_built(&build(&service, &dockerfile, &[("round", &round.to_string())], &["-t", "app"]));
+    }
+}
+
+#[test]
 fn no_link_leads_out_of_a_source_or_a_root() {
     let service = Service::start();
     let folder = context("FROM busybox\nRUN --mount=source=evil,target=/m true\n", &[]);
