@@ -68,8 +68,8 @@ impl App {
         let metrics = Arc::new(Metrics::new());
         let registry = Registry::new(config.registries.clone());
         let network = if config.network.builds { Network::Egress } else { Network::None };
-        let bytes_max = config.bodies.image_bytes_max;
-        let images = Images::open(&config.state, runtime.clone(), registry, bytes_max, network).await;
+        let (bytes_max, cache_bytes_max) = (config.bodies.image_bytes_max, config.build_cache_bytes_max);
+        let images = Images::open(&config.state, runtime.clone(), registry, bytes_max, cache_bytes_max, network).await;
         let images = images.map_err(OpenError::Images)?;
         let means = RunMeans {
             runtime: runtime.clone(),

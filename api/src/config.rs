@@ -23,6 +23,8 @@ const MIB: u64 = 1024 * 1024;
 const WORK_TIME: Duration = Duration::from_secs(3600);
 /// The largest layer that is taken needs about two minutes.
 const WORK_CPU_TIME: Duration = Duration::from_secs(600);
+/// What the caches of builds may take: enough for the packages of a few languages.
+const BUILD_CACHE_BYTES: u64 = 10 * 1024 * MIB;
 
 /// Where clouds tell a machine about itself, its credentials included: never reached unless the operator says so.
 const LINK_LOCAL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16);
@@ -89,6 +91,10 @@ pub struct Flags {
     /// How much processor time unpacking a layer may take [default: 10m]
     #[arg(long, env = "AMPOULE_WORK_CPU_TIME", value_name = "TIME", value_parser = humantime::parse_duration)]
     pub work_cpu_time: Option<Duration>,
+    /// What the caches of `RUN --mount=type=cache` may take on disk together; those that were not used for the longest
+    /// time go first [default: 10737418240, which is 10 GiB]
+    #[arg(long, env = "AMPOULE_BUILD_CACHE_BYTES", value_name = "BYTES")]
+    pub build_cache_bytes: Option<u64>,
     /// How long running jobs may go on after a request to stop, as in 30s
     #[arg(long, env = "AMPOULE_DRAIN", value_name = "TIME", value_parser = humantime::parse_duration)]
     pub drain: Option<Duration>,
@@ -111,6 +117,7 @@ struct Written {
     threads: Option<u32>,
     work_time: Option<String>,
     work_cpu_time: Option<String>,
+    build_cache_bytes: Option<u64>,
     drain: Option<String>,
     log_format: Option<LogFormat>,
     socket: WrittenSocket,
@@ -197,6 +204,8 @@ pub struct Config {
     pub work_time: Duration,
     /// How much processor time unpacking a layer may take.
     pub work_cpu_time: Duration,
+    /// What the caches of builds may take on disk, in bytes.
+    pub build_cache_bytes_max: u64,
     /// Threads that serve requests.
     pub threads: u32,
     /// How long running jobs may go on after a request to stop.
@@ -384,6 +393,7 @@ fn mean(written: Written, flags: &Flags) -> Result<Config, ConfigError> {
         warm: flags.warm.or(written.warm).unwrap_or(concurrency),
         work_time,
         work_cpu_time,
+        build_cache_bytes_max: flags.build_cache_bytes.or(written.build_cache_bytes).unwrap_or(BUILD_CACHE_BYTES),
         threads: positive("threads", written.threads.unwrap_or(processors.div_ceil(2)))?,
         drain,
         log_format: flags.log_format.or(written.log_format).unwrap_or_default(),

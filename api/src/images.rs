@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ampoule_engine::image::registry::Registry;
-use ampoule_engine::image::store::{HeldImage, ResolveError, Store};
+use ampoule_engine::image::store::{Caches, HeldImage, ResolveError, Store};
 use ampoule_engine::runtime::Runtime;
 use ampoule_engine::spec::Network;
 use tokio::sync::Semaphore;
@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use crate::problem::{IMAGE_DAMAGED, Kind, NO_IMAGE, Refused, sentence};
 
 pub mod builds;
+pub mod caches;
 pub mod catalog;
 mod conditions;
 mod document;
@@ -41,12 +42,14 @@ pub struct Images {
     builds: Arc<Semaphore>,
     /// What a RUN reaches that asks for nothing else.
     network: Network,
+    caches: Arc<Caches>,
     /// Where the files of contexts lie while they are used.
     spools: Arc<Path>,
 }
 
 impl Images {
-    /// Opens the store of a state folder and mends it. Archives may have so many bytes; builds reach so much.
+    /// Opens the store of a state folder and mends it. Archives may have so many bytes, and the caches of builds together
+    /// so many; builds reach so much.
     ///
     /// # Errors
     /// The store cannot be used.
@@ -55,9 +58,11 @@ impl Images {
         runtime: Arc<dyn Runtime>,
         registry: Registry,
         bytes_max: u64,
+        cache_bytes_max: u64,
         network: Network,
     ) -> io::Result<Images> {
         let store = Arc::new(Store::open(state).map_err(io::Error::other)?);
+        let caches = Caches::open(state, runtime.clone(), cache_bytes_max).await.map_err(io::Error::other)?;
         let permits = |most| Arc::new(Semaphore::new(most));
         let images = Images {
             store,
@@ -69,6 +74,7 @@ impl Images {
             transfers: permits(transfers::TRANSFERS_MAX),
             builds: permits(builds::BUILDS_MAX),
             network,
+            caches,
             spools: state.into(),
         };
         let reconciled = images.blocking(|images| images.store.reconcile(images.runtime.as_ref())).await?;

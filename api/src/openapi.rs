@@ -32,6 +32,7 @@ use crate::{images, jobs, policies, system, tokens, uploads};
         images::removal::remove, images::removal::prune,
         images::trees::export, images::trees::diff, images::trees::verify,
         images::transfers::pull, images::transfers::push, images::builds::build,
+        images::caches::list, images::caches::remove,
         policies::list,
         tokens::create, tokens::list, tokens::revoke,
         system::healthz, system::readyz, system::version, system::metrics, description,

@@ -44,6 +44,7 @@ pub fn router(app: App, entrance: Entrance) -> Router {
         .route("/v1/images:pull", post(images::transfers::pull))
         .route("/v1/images:push", post(images::transfers::push))
         .route("/v1/builds", post(images::builds::build))
+        .route("/v1/builds/caches", get(images::caches::list).delete(images::caches::remove))
         .route("/v1/images:export", get(images::trees::export))
         .route("/v1/images:diff", get(images::trees::diff))
         .route("/v1/images:verify", post(images::trees::verify))

@@ -8,7 +8,9 @@ use std::pin::Pin;
 
 use tokio::net::unix::pipe;
 
-use crate::spec::{Exit, LayerId, PlaceOrder, SandboxSpec, Skipped, StepTerms, StopReason, Wanted};
+use crate::spec::{
+    CacheFolder, Exit, LayerId, PlaceOrder, SandboxSpec, Skipped, StepMount, StepTerms, StopReason, Wanted,
+};
 
 pub mod scripted;
 
@@ -60,9 +62,10 @@ pub trait Runtime: Send + Sync + 'static {
         &self,
         spec: SandboxSpec,
         input: Input,
+        mounts: Mounts,
         terms: StepTerms,
     ) -> Pending<'_, Result<RunningStep, RuntimeError>> {
-        let _ = (spec, input, terms);
+        let _ = (spec, input, mounts, terms);
         Box::pin(async { Err(RuntimeError::Layer(NO_TREES.to_owned())) })
     }
 
@@ -91,6 +94,18 @@ pub trait Runtime: Send + Sync + 'static {
         Box::pin(async { Err(RuntimeError::Layer(NO_TREES.to_owned())) })
     }
 
+    /// Says how much a cache of builds takes on disk, in bytes.
+    fn measure_cache(&self, folder: CacheFolder) -> Pending<'_, Result<u64, RuntimeError>> {
+        let _ = folder;
+        Box::pin(async { Err(RuntimeError::Layer(NO_TREES.to_owned())) })
+    }
+
+    /// Removes a cache of builds that no command uses. One that is not there is no error.
+    fn remove_cache(&self, folder: CacheFolder) -> Pending<'_, Result<(), RuntimeError>> {
+        let _ = folder;
+        Box::pin(async { Err(RuntimeError::Layer(NO_TREES.to_owned())) })
+    }
+
     /// What the runtime holds at this moment, for metrics.
     fn census(&self) -> Census;
 }
@@ -106,6 +121,15 @@ pub struct Input {
     /// A tar whose entries are unpacked before the command starts, by the command's user, into writable paths;
     /// names are absolute or relative to the command's working directory.
     pub files: Option<File>,
+}
+
+/// What a command of a build has mounted.
+#[derive(Debug, Default)]
+pub struct Mounts {
+    /// All of it.
+    pub mounts: Vec<StepMount>,
+    /// The values of the secrets among them, one behind the other; nobody else may have the file.
+    pub secrets: Option<File>,
 }
 
 /// Where standard input comes from.

@@ -5,6 +5,10 @@ use std::path::{Component, Path};
 
 use serde::{Deserialize, Serialize};
 
+pub use mounts::{CacheFolder, FileOwner, LayersPart, MOUNTS_MAX, MountContent, SECRET_BYTES_MAX, StepMount};
+
+mod mounts;
+
 /// Most bytes that the arguments and the environment of a command may take together, each with its final NUL.
 pub const COMMAND_BYTES_MAX: usize = 128 * 1024;
 /// Most writable paths that a sandbox may have.

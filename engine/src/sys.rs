@@ -7,6 +7,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::path::Arg;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -53,6 +55,32 @@ pub(crate) fn fork_into(flags: u64, exit_signal: u64, cgroup: Option<BorrowedFd<
             Ok(Fork::Parent { pid: i32::try_from(pid).unwrap_or(i32::MAX), pidfd })
         }
     }
+}
+
+/// Tries of a path that the kernel is not sure of.
+const TRIES_MAX: usize = 1000;
+
+/// Opens a path as if `root` were the root of the file system: no link, and no `..`, leads out of it. Where something is
+/// renamed or mounted anywhere meanwhile, the kernel does not dare to follow a `..`, and is asked again.
+///
+/// # Errors
+/// What openat2(2) says.
+pub(crate) fn open_in_root<P: Arg + Copy>(
+    root: BorrowedFd<'_>,
+    path: P,
+    flags: OFlags,
+    more: ResolveFlags,
+) -> rustix::io::Result<OwnedFd> {
+    let resolve = more | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let open = || openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve);
+    let mut opened = open();
+    for _ in 1..TRIES_MAX {
+        if !matches!(opened, Err(rustix::io::Errno::AGAIN)) {
+            break;
+        }
+        opened = open();
+    }
+    opened
 }
 
 /// Ends this process without the handlers that a program runs at its end: a copy of another process has none of its

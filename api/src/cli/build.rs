@@ -22,6 +22,7 @@ use serde::Serialize;
 use super::{exit, policies};
 use crate::review;
 
+mod secret;
 pub(super) mod send;
 mod verdicts;
 
@@ -29,6 +30,7 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   ampoule build -t app .
   ampoule build -t app:test -f docker/Dockerfile --target test --build-arg VERSION=2 .
+  ampoule build -t app --secret id=token,src=token.txt --secret id=key,env=API_KEY .
   ampoule build --check .
   ampoule build --check -f docker/Dockerfile --target test --build-arg VERSION=2 .
   ampoule build --check --json . | jq .plan.stages
@@ -75,6 +77,9 @@ pub(super) struct Arguments {
     /// Value of an argument; without `=` it is taken from the environment
     #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
     build_args: Vec<String>,
+    /// What `RUN --mount=type=secret` may show: id=ID with src=FILE or env=NAME; may be given several times
+    #[arg(long = "secret", value_name = "id=ID[,src=FILE|,env=NAME]")]
+    secrets: Vec<String>,
     /// The platform to build for, as in linux/arm64 [default: this machine's]
     #[arg(long)]
     platform: Option<String>,

@@ -16,6 +16,8 @@ mod progress;
 mod prune;
 mod show;
 
+pub(super) use prune::confirmed;
+
 #[derive(Subcommand)]
 pub(super) enum Command {
     /// Pull an image from a registry

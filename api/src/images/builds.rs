@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::Arc;
 
-use ampoule_client::types::{self, BuildEvent, BuildRequest, BuildResult, BuildStep, Problem};
+use ampoule_client::types::{self, BuildEvent, BuildRequest, BuildResult, BuildSecret, BuildStep, Problem};
 use ampoule_engine::builder::context::{Context, Limits as ContextLimits};
 use ampoule_engine::builder::dockerfile::{self, FILE_BYTES_MAX};
-use ampoule_engine::builder::execute::{self, Build, BuildError, Contexts, Event, execute, facts_of};
+use ampoule_engine::builder::execute::{self, Build, BuildError, Contexts, Event, Secret, execute, facts_of};
 use ampoule_engine::builder::ignore::Ignore;
 use ampoule_engine::builder::plan::{BaseFacts, ImageSource, Options, Plan, Platform, plan};
 use ampoule_engine::builder::source::{Complaint, Source};
@@ -21,6 +21,8 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD as BASE64;
 use futures_util::stream;
 use serde::Deserialize;
 use tokio::sync::mpsc;
@@ -81,11 +83,12 @@ pub async fn build(
         .map_err(|error| Refused::new(INVALID_QUERY, format!("options: {error}")))?;
     let names = request.tags.iter().map(|tag| Reference::parse(tag)).collect::<Result<Vec<_>, _>>();
     let names = names.map_err(|error| Refused::field("tags", error.to_string()))?;
+    let secrets = secrets(&request)?;
     let busy = |_| Refused::new(BUSY, format!("{BUILDS_MAX} builds are under way")).retry_after(5);
     let permit = images.builds.clone().try_acquire_owned().map_err(busy)?;
     let context = Arc::new(images.context(body).await?);
     let (sender, events) = mpsc::channel(EVENTS_MAX);
-    let work = Work { images, policies, request, names, context, events: sender };
+    let work = Work { images, policies, request, names, secrets, context, events: sender };
     let task = tokio::spawn(async move {
         let last = work.run().await;
         // Nobody listens when this fails.
@@ -98,6 +101,15 @@ pub async fn build(
         Some((sse::Event::default().event(name(&event)).json_data(&event), following))
     });
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
+}
+
+fn secrets(request: &BuildRequest) -> Result<BTreeMap<String, Secret>, Refused> {
+    let decoded = request.secrets.iter().map(|(id, BuildSecret(value))| match BASE64.decode(value) {
+        Ok(value) => Ok((id.clone(), Secret::new(value))),
+        // What is wrong with it would show a part of it.
+        Err(_) => Err(Refused::field("secrets", format!("the value of `{id}` is not base64"))),
+    });
+    decoded.collect()
 }
 
 impl Images {
@@ -131,6 +143,7 @@ struct Work {
     policies: Arc<Policies>,
     request: BuildRequest,
     names: Vec<Reference>,
+    secrets: BTreeMap<String, Secret>,
     context: Arc<Context>,
     events: mpsc::Sender<BuildEvent>,
 }
@@ -162,6 +175,8 @@ impl Work {
             limits: STEP_LIMITS,
             network: self.images.network,
             uses_known_steps: !self.request.no_cache,
+            secrets: self.secrets.clone(),
+            caches: self.images.caches.clone(),
         };
         let workshop = Workshop::new(self.images.store.clone(), self.images.runtime.clone());
         let (sender, mut progress) = mpsc::channel(EVENTS_MAX);

@@ -15,13 +15,14 @@ use super::plan::{BaseFacts, ImageSource, Input, Plan, Platform, Stage, Step};
 use super::source::Position;
 use crate::image::digest::Digest;
 use crate::image::reference::Reference;
-use crate::image::store::{HeldImage, ImageSummary, Workshop, WorkshopError};
+use crate::image::store::{Caches, HeldImage, ImageSummary, StoreError, Workshop, WorkshopError};
 use crate::runtime::RuntimeError;
 use crate::spec::{Exit, Limits, Network};
 use stage::Tree;
 
 mod config;
 mod copy;
+mod mounts;
 mod run;
 mod stage;
 
@@ -50,6 +51,27 @@ pub struct Build {
     pub network: Network,
     /// Whether steps that are known need not be run.
     pub uses_known_steps: bool,
+    /// What `RUN --mount=type=secret` may show, by its id.
+    pub secrets: BTreeMap<String, Secret>,
+    /// What `RUN --mount=type=cache` keeps.
+    pub caches: Arc<Caches>,
+}
+
+/// A value that is shown to commands of a build, and to nobody else.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Vec<u8>);
+
+impl Secret {
+    /// Keeps a value.
+    pub fn new(value: Vec<u8>) -> Secret {
+        Secret(value)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Secret")
+    }
 }
 
 /// The files that a build may use.
@@ -166,6 +188,9 @@ pub enum Problem {
     /// The store failed.
     #[error(transparent)]
     Workshop(#[from] WorkshopError),
+    /// A cache cannot be used.
+    #[error(transparent)]
+    Cache(#[from] StoreError),
     /// Something that cannot be done here.
     #[error("{0}")]
     Unsupported(String),
@@ -209,6 +234,8 @@ struct Site {
     copies: Semaphore,
     /// What each stage comes to, once it is done.
     finished: BTreeMap<usize, watch::Sender<Option<Arc<Tree>>>>,
+    /// Parts of contexts that were mounted before.
+    parts: mounts::Parts,
     /// The number of the first step of each stage.
     first_steps: BTreeMap<usize, usize>,
     /// The keys of the steps, by stage.
@@ -221,6 +248,7 @@ struct Site {
 /// The first step that fails, with its place. Nothing is left of the build but steps that are known for the next one.
 pub async fn execute(workshop: Workshop, build: Build, events: mpsc::Sender<Event>) -> Result<Built, BuildError> {
     let plain = |problem: Problem| BuildError { step: None, position: None, problem };
+    mounts::check(&build)?;
     let keys = keys(&build)?;
     let finished = build.plan.stages.iter().map(|stage| (stage.index, watch::Sender::new(None))).collect();
     let (infos, first_steps) = infos(&build.plan);
@@ -232,6 +260,7 @@ pub async fn execute(workshop: Workshop, build: Build, events: mpsc::Sender<Even
         steps: Semaphore::new(STEPS_AT_ONCE),
         copies: Semaphore::new(COPIES_AT_ONCE),
         finished,
+        parts: mounts::Parts::default(),
         first_steps,
         keys,
     });

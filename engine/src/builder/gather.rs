@@ -4,7 +4,7 @@
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::glob;
@@ -12,6 +12,7 @@ use super::ignore::Ignore;
 use crate::image::archive::printable;
 use crate::image::tree::walk::{self, Held};
 use crate::image::tree::{Export, NodeKind, TreeError, Wanted, Written};
+use crate::sys;
 
 /// Most paths that the patterns of one instruction may stand for.
 const ROOTS_MAX: usize = 100_000;
@@ -98,8 +99,7 @@ fn write<W: Write>(
 
 fn open(tree: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
     let path = if path.is_empty() { b"." } else { path };
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    openat2(tree, path, flags | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty(), resolve)
+    sys::open_in_root(tree, path, flags | OFlags::RDONLY, ResolveFlags::empty())
 }
 
 /// The paths that a source stands for.

@@ -25,6 +25,7 @@ use crate::runtime::{Runtime, RuntimeError};
 use crate::spec::LayerId;
 use blobs::Blobs;
 pub use built::{ArrivedLayer, BuiltLayer, Foundation, STEP_LAYER_BYTES_MAX, Workshop, WorkshopError};
+pub use caches::{CacheInfo, CacheSharing, CacheUse, Caches, WantedCache};
 pub use detail::{Detail, LayerDetail, StepDetail};
 pub use filter::{Filter, FilterError, LabelCondition, NamePattern};
 pub use import::{LeftOut, Loaded};
@@ -46,6 +47,7 @@ pub use verify::{Verified, VerifiedImage, VerifyError, VerifyOptions};
 
 mod blobs;
 mod built;
+mod caches;
 mod detail;
 mod filter;
 mod import;

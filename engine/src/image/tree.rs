@@ -11,10 +11,12 @@ use serde::{Deserialize, Serialize};
 pub use crate::spec::{PlaceOrder, StepTerms, Wanted};
 pub(crate) use compare::{check, write_changes};
 pub(crate) use export::{Export, export};
+pub(crate) use measure::measure;
 pub(crate) use seal::seal;
 
 mod compare;
 mod export;
+mod measure;
 mod seal;
 pub(crate) mod walk;
 

@@ -3,7 +3,7 @@
 //! ```text
 //! zygote, a small tmpfs:                      sandbox, on a copy of the zygote's mounts:
 //!   /layers/N  the unpacked layers, read-only   /m/N  /layers/N with the owners of this sandbox
-//!   /dev       device nodes                     /s    what is mounted on and the image lacks
+//!   /dev       device nodes                     /s    the mount points that the image lacks
 //!                                               /r    the root: an overlay of /s and all /m/N
 //! ```
 //!
@@ -12,7 +12,6 @@
 //!
 //! Paths of the image are resolved below its root only, and `/proc` and `/dev` are mounted last, on real folders.
 
-use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Write;
@@ -22,8 +21,7 @@ use std::path::Path;
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, makedev, mkdirat, mknodat, open, openat, openat2, statat,
-    symlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, makedev, mkdirat, mknodat, open, statat, symlinkat,
 };
 use rustix::io::Errno;
 use rustix::mount::{
@@ -33,9 +31,11 @@ use rustix::mount::{
 };
 use rustix::process::{chdir, chroot, fchdir, pivot_root};
 
+use crate::isolation::binds::{self, Bind, Sources};
 use crate::isolation::overlay;
+use crate::isolation::points::{self, Point};
 use crate::isolation::users::{IMAGE_FIRST_ID, Identity};
-use crate::spec::{Frame, Network, WritablePath};
+use crate::spec::{Frame, WritablePath};
 use crate::sys::{self, MountAttributes, SysError, failed};
 
 /// Files of `/proc` that tell of the host or let a job act on it; hidden behind `/dev/null`. The list of the OCI
@@ -80,8 +80,8 @@ pub(super) const DRAFT: &str = "/u";
 const RESOLVER_BYTES: u64 = 64 * 1024;
 /// Where the file is made that says which name servers there are.
 const RESOLVER_FOLDER: &str = "/n";
-/// Where a sandbox finds it, below its root.
-const RESOLVER: &str = "etc/resolv.conf";
+/// Where a sandbox finds it.
+const RESOLVER: &str = "/etc/resolv.conf";
 /// Where a step finds a script that it runs, below `/dev`.
 const SCRIPTS: &str = "pipes";
 /// Room for the scripts of a step, in bytes.
@@ -100,7 +100,7 @@ pub(crate) fn enter_zygote_tree(layers: BorrowedFd<'_>, names: &[&str]) -> Resul
     // Cloned first: the kernel clones only what is in the caller's own namespace.
     let trees = names.iter().map(|name| clone_layer(layers, name)).collect::<Result<Vec<_>, _>>()?;
     let root = enter_small_root()?;
-    for folder in ["/layers", "/m", "/s", "/r", "/dev", RESOLVER_FOLDER, DRAFT] {
+    for folder in ["/layers", "/m", points::MADE, "/r", "/dev", RESOLVER_FOLDER, DRAFT, binds::WORKSHOP] {
         make_folder(folder)?;
     }
     // A layer that hides all below it leaves them out.
@@ -222,23 +222,28 @@ pub(crate) fn enter_sandbox_root(
     resolver: Option<&str>,
     id_map: BorrowedFd<'_>,
     first_id: u32,
-    is_step: bool,
+    step: Option<Sources<'_>>,
 ) -> Result<Identity, RootError> {
     let layers = lowest_seen(frame.layers.len())?..frame.layers.len();
     for number in layers.clone() {
         map_layer(number, id_map)?;
     }
-    let root = make_root(frame, layers, first_id, is_step)?;
+    let is_step = step.is_some();
+    let binds = step.map_or(Ok(Vec::new()), |sources| binds::assemble(sources, first_id))?;
+    let writable = frame.writable.iter().map(Wanted::Writable);
+    let mut wanted: Vec<Wanted<'_>> =
+        writable.chain(binds.iter().map(Wanted::Bind)).chain(resolver.map(Wanted::Resolver)).collect();
+    // What is below another one must be mounted after it.
+    wanted.sort_by_key(|wanted| wanted.point().path.trim_end_matches('/').matches('/').count());
+    let root = make_root(&wanted, layers, first_id, is_step)?;
     let identity = crate::isolation::users::look_up(&frame.user, root.as_fd())?;
     let owner = (first_id + identity.uid, first_id + identity.gid);
-    let mut writable: Vec<&WritablePath> = frame.writable.iter().collect();
-    // A path below another one must be mounted after it.
-    writable.sort_by_key(|path| path.path.matches('/').count());
-    for path in writable {
-        mount_writable(root.as_fd(), path, owner)?;
-    }
-    if let Some(text) = resolver {
-        mount_resolver(root.as_fd(), text, first_id)?;
+    for wanted in &wanted {
+        match wanted {
+            Wanted::Writable(path) => mount_writable(root.as_fd(), path, owner)?,
+            Wanted::Bind(bind) => mount_bind_of_step(root.as_fd(), bind, first_id)?,
+            Wanted::Resolver(text) => mount_resolver(root.as_fd(), text, first_id)?,
+        }
     }
     mount_proc(root.as_fd())?;
     mount_dev(root.as_fd(), first_id, owner, is_step)?;
@@ -257,8 +262,26 @@ pub(crate) enum RootError {
     System(#[from] SysError),
     #[error(transparent)]
     User(#[from] crate::isolation::users::UnknownUser),
-    #[error("writable path {path} is not a folder in the image")]
-    NotAFolder { path: String },
+    #[error("could not mount anything at {target}: {problem}")]
+    Mount { target: String, problem: String },
+}
+
+/// Something that is mounted in a root besides what every sandbox has.
+enum Wanted<'a> {
+    Writable(&'a WritablePath),
+    Bind(&'a Bind<'a>),
+    /// The file that says which name servers there are.
+    Resolver(&'a str),
+}
+
+impl Wanted<'_> {
+    fn point(&self) -> Point<'_> {
+        match self {
+            Wanted::Writable(writable) => Point { path: &writable.path, is_folder: true },
+            Wanted::Bind(bind) => Point { path: bind.target, is_folder: bind.is_folder },
+            Wanted::Resolver(_) => Point { path: RESOLVER, is_folder: false },
+        }
+    }
 }
 
 /// The number of the lowest layer that the zygote's tree has: those that are hidden were left out.
@@ -283,28 +306,28 @@ fn map_layer(number: usize, id_map: BorrowedFd<'_>) -> Result<(), SysError> {
 }
 
 /// Mounts the root at `/r`: an overlay, with the folders that the image lacks as its highest layer.
-fn make_root(frame: &Frame, layers: Range<usize>, first_id: u32, is_step: bool) -> Result<OwnedFd, RootError> {
+fn make_root(wanted: &[Wanted<'_>], layers: Range<usize>, first_id: u32, is_step: bool) -> Result<OwnedFd, RootError> {
     let layers: Vec<String> = layers.rev().map(|number| format!("/m/{number}")).collect();
     // A single layer shows what is missing as it is; several only show it merged.
     let image = match layers.as_slice() {
         [only] => open_folder(only)?,
         several => mount_overlay(several)?,
     };
-    let missing = missing_targets(image.as_fd(), frame)?;
+    let missing = points::missing(image.as_fd(), wanted.iter().map(Wanted::point))?;
     if is_step {
         let mut below = layers;
         if !missing.is_empty() {
-            make_missing(image.as_fd(), &missing, first_id)?;
-            below.insert(0, "/s".to_owned());
+            points::make_missing(image.as_fd(), &missing, first_id)?;
+            below.insert(0, points::MADE.to_owned());
         }
-        attach(&overlay::mount_writable(&below, first_id)?, "/r")?;
+        attach(&overlay::mount_writable(&below, DRAFT, first_id, true)?, "/r")?;
         return Ok(open_folder("/r")?);
     }
     if missing.is_empty() && layers.len() > 1 {
         return Ok(image);
     }
-    make_missing(image.as_fd(), &missing, first_id)?;
-    let with_missing: Vec<String> = std::iter::once("/s".to_owned()).chain(layers).collect();
+    points::make_missing(image.as_fd(), &missing, first_id)?;
+    let with_missing: Vec<String> = std::iter::once(points::MADE.to_owned()).chain(layers).collect();
     Ok(mount_overlay(&with_missing)?)
 }
 
@@ -337,110 +360,19 @@ pub(super) fn mount_by_options(folders: &[String], target: &str) -> Result<Owned
     open_folder(target)
 }
 
-/// What must be mounted on and the image lacks, as paths without a slash before them.
-#[derive(Default)]
-struct Missing {
-    folders: BTreeSet<String>,
-    files: BTreeSet<String>,
-}
-
-impl Missing {
-    fn is_empty(&self) -> bool {
-        self.folders.is_empty() && self.files.is_empty()
-    }
-}
-
-fn missing_targets(root: BorrowedFd<'_>, frame: &Frame) -> Result<Missing, RootError> {
-    let mut missing = Missing::default();
-    for name in ["proc", "dev"] {
-        let is_folder = open_below(root, name, ResolveFlags::NO_SYMLINKS).is_ok();
-        if !is_folder {
-            missing.folders.insert(name.to_owned());
-        }
-    }
-    if frame.network == Network::Egress && open_resolver(root).is_err_and(|error| error == Errno::NOENT) {
-        missing.files.insert(RESOLVER.to_owned());
-    }
-    for WritablePath { path, .. } in &frame.writable {
-        match open_below(root, path, ResolveFlags::empty()) {
-            Ok(_) => {}
-            Err(Errno::NOENT) => {
-                missing.folders.insert(path.trim_matches('/').to_owned());
-            }
-            Err(Errno::NOTDIR) => return Err(RootError::NotAFolder { path: path.clone() }),
-            Err(error) => return Err(failed("look for", path.as_str())(error).into()),
-        }
-    }
-    Ok(missing)
-}
-
-/// Makes what is missing on a tmpfs at `/s`. A parent that the image has keeps its mode and owner, since the highest
-/// layer decides what a merged folder looks like.
-fn make_missing(image: BorrowedFd<'_>, missing: &Missing, first_id: u32) -> Result<(), SysError> {
-    let options = [("size", "256k"), ("nr_inodes", "1k"), ("mode", "0755")];
-    let tree = tmpfs(&options, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV)?;
-    let parents = missing.files.iter().filter_map(|path| Some(path.rsplit_once('/')?.0));
-    for path in missing.folders.iter().map(String::as_str).chain(parents) {
-        for (end, _) in path.match_indices('/').chain([(path.len(), "")]) {
-            let folder = &path[..end];
-            match mkdirat(&tree, folder, Mode::from_raw_mode(0o755)) {
-                Ok(()) => take_after(image, &tree, folder, first_id)?,
-                Err(Errno::EXIST) => {}
-                Err(error) => return Err(failed("make folder", folder)(error)),
-            }
-        }
-    }
-    for path in &missing.files {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        openat(&tree, path.as_str(), flags, Mode::from_raw_mode(0o644)).map_err(failed("make file", path.as_str()))?;
-    }
-    take_after(image, &tree, ".", first_id)?;
-    attach(&tree, "/s")
-}
-
-/// Gives a folder the mode and owner that the image's has, or those of root in the sandbox.
-fn take_after(image: BorrowedFd<'_>, tree: &OwnedFd, folder: &str, first_id: u32) -> Result<(), SysError> {
-    let model = statat(image, folder, AtFlags::SYMLINK_NOFOLLOW).ok();
-    let model = model.filter(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
-    let (mode, uid, gid) =
-        model.map_or((0o755, first_id, first_id), |stat| (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid));
-    let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
-    rustix::fs::chownat(tree, folder, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-        .map_err(failed("give away folder", folder))?;
-    rustix::fs::chmodat(tree, folder, Mode::from_raw_mode(mode), AtFlags::empty())
-        .map_err(failed("set mode of", folder))
-}
-
 fn mount_writable(root: BorrowedFd<'_>, writable: &WritablePath, owner: (u32, u32)) -> Result<(), RootError> {
-    let target = match open_below(root, &writable.path, ResolveFlags::empty()) {
-        Err(Errno::NOENT) => make_below(root, &writable.path, owner)?,
-        other => other.map_err(failed("open", writable.path.as_str()))?,
-    };
+    let target = Point { path: &writable.path, is_folder: true }.open(root, owner)?;
     let is_shared = matches!(writable.path.trim_end_matches('/'), "/tmp" | "/var/tmp");
     let tree = writable_tmpfs(writable.size_bytes, writable.inodes, if is_shared { "1777" } else { "0755" }, owner)?;
     Ok(attach_to(&tree, target.as_fd(), &writable.path)?)
 }
 
-/// Makes a folder that is below another writable path, which is empty at this point.
-fn make_below(root: BorrowedFd<'_>, path: &str, owner: (u32, u32)) -> Result<OwnedFd, SysError> {
-    let mut folder = open_below(root, "/", ResolveFlags::empty()).map_err(failed("open", "/"))?;
-    for name in path.split('/').filter(|name| !name.is_empty()) {
-        match mkdirat(&folder, name, Mode::from_raw_mode(0o755)) {
-            Ok(()) => {
-                let (uid, gid) = (rustix::fs::Uid::from_raw(owner.0), rustix::fs::Gid::from_raw(owner.1));
-                rustix::fs::chownat(&folder, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-                    .map_err(failed("give away folder", path))?;
-            }
-            Err(Errno::EXIST) => {}
-            Err(error) => return Err(failed("make folder", path)(error)),
-        }
-        folder = open_below(folder.as_fd(), name, ResolveFlags::NO_SYMLINKS).map_err(failed("open", path))?;
-    }
-    Ok(folder)
+fn mount_bind_of_step(root: BorrowedFd<'_>, bind: &Bind<'_>, first_id: u32) -> Result<(), RootError> {
+    let target = Point { path: bind.target, is_folder: bind.is_folder }.open(root, (first_id, first_id))?;
+    Ok(attach_to(&bind.tree, target.as_fd(), bind.target)?)
 }
 
-/// Mounts the file that says which name servers there are. A link in its place is covered, not followed.
-fn mount_resolver(root: BorrowedFd<'_>, text: &str, first_id: u32) -> Result<(), SysError> {
+fn mount_resolver(root: BorrowedFd<'_>, text: &str, first_id: u32) -> Result<(), RootError> {
     let tree = writable_tmpfs(RESOLVER_BYTES, 8, "0755", (first_id, first_id))?;
     attach(&tree, RESOLVER_FOLDER)?;
     let path = format!("{RESOLVER_FOLDER}/resolv.conf");
@@ -451,13 +383,8 @@ fn mount_resolver(root: BorrowedFd<'_>, text: &str, first_id: u32) -> Result<(),
     File::from(file).write_all(text.as_bytes()).map_err(failed("write", RESOLVER))?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let file = open_tree(CWD, path.as_str(), flags).map_err(failed("clone", RESOLVER))?;
-    let target = open_resolver(root).map_err(failed("open", RESOLVER))?;
-    attach_to(&file, target.as_fd(), RESOLVER)
-}
-
-fn open_resolver(root: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    openat2(root, RESOLVER, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+    let target = Point { path: RESOLVER, is_folder: false }.open(root, (first_id, first_id))?;
+    Ok(attach_to(&file, target.as_fd(), RESOLVER)?)
 }
 
 fn mount_proc(root: BorrowedFd<'_>) -> Result<(), SysError> {
@@ -512,7 +439,7 @@ fn writable_tmpfs(size_bytes: u64, inodes: u64, mode: &str, owner: (u32, u32)) -
 }
 
 /// A new tmpfs that is attached nowhere yet.
-fn tmpfs(options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd, SysError> {
+pub(super) fn tmpfs(options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd, SysError> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed("open", "tmpfs"))?;
     for (key, value) in options {
         fsconfig_set_string(&context, *key, *value).map_err(failed("set tmpfs option", format!("{key}={value}")))?;
@@ -534,15 +461,14 @@ pub(super) fn make_folder(path: &str) -> Result<(), SysError> {
     mkdirat(CWD, path, Mode::from_raw_mode(0o755)).map_err(failed("make folder", path))
 }
 
-fn open_folder(path: &str) -> Result<OwnedFd, SysError> {
+pub(super) fn open_folder(path: &str) -> Result<OwnedFd, SysError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     open(Path::new(path), flags, Mode::empty()).map_err(failed("open", path))
 }
 
 /// Opens a folder of the sandbox's root; links that lead out of the root lead to its top instead.
-fn open_below(root: BorrowedFd<'_>, path: &str, resolve: ResolveFlags) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    openat2(root, path, flags, Mode::empty(), resolve | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+pub(super) fn open_below(root: BorrowedFd<'_>, path: &str, resolve: ResolveFlags) -> rustix::io::Result<OwnedFd> {
+    sys::open_in_root(root, path, OFlags::PATH | OFlags::DIRECTORY, resolve)
 }
 
 const _: () = assert!(IMAGE_FIRST_ID > 0, "files of layers must not belong to the host's root");

@@ -43,27 +43,35 @@ pub(super) fn mount(folders: &[String]) -> Result<OwnedFd, SysError> {
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed("mount", "the layers of the image"))
 }
 
-/// A writable overlay of these folders, highest first, and of the draft at `DRAFT`, attached nowhere yet. What it makes
-/// by itself, as the marks of deleted files, belongs to `owner`: the caller's own id has no place in the draft.
+/// A writable overlay of these folders, highest first, and of `upper` and `work` in the folder `draft`, attached nowhere
+/// yet. What it makes by itself, as the marks of deleted files, belongs to `owner`: the caller's own id has no place in the
+/// draft. One that is volatile is of no use after a crash.
 ///
 /// # Errors
 /// The call that the kernel refused.
-pub(super) fn mount_writable(folders: &[String], owner: u32) -> Result<OwnedFd, SysError> {
+pub(super) fn mount_writable(
+    folders: &[String],
+    draft: &str,
+    owner: u32,
+    is_volatile: bool,
+) -> Result<OwnedFd, SysError> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed("open", "overlay"))?;
     let set = |key: &str, value: &str| {
         fsconfig_set_string(&context, key, value).map_err(failed("set overlay option", format!("{key}={value}")))
     };
     fsconfig_set_flag(&context, "userxattr").map_err(failed("set overlay option", "userxattr"))?;
-    // Whoever makes a layer of it brings all to disk at once; until then nobody needs it after a crash.
-    fsconfig_set_flag(&context, "volatile").map_err(failed("set overlay option", "volatile"))?;
+    if is_volatile {
+        // Whoever makes a layer of it brings all to disk at once; until then nobody needs it after a crash.
+        fsconfig_set_flag(&context, "volatile").map_err(failed("set overlay option", "volatile"))?;
+    }
     let one_by_one = folders.iter().try_for_each(|folder| set("lowerdir+", folder));
     match one_by_one {
         // Kernels before 6.8 take them in one option only.
         Err(error) if error.source.raw_os_error() == Some(libc::EINVAL) => set("lowerdir", &folders.join(":"))?,
         other => other?,
     }
-    set("upperdir", &format!("{}/{}", mounts::DRAFT, mounts::UPPER))?;
-    set("workdir", &format!("{}/{}", mounts::DRAFT, mounts::WORK))?;
+    set("upperdir", &format!("{draft}/{}", mounts::UPPER))?;
+    set("workdir", &format!("{draft}/{}", mounts::WORK))?;
     users::with_file_ids(owner, || fsconfig_create(&context).map_err(failed("make", "a writable overlay")))?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed("mount", "a writable overlay"))
@@ -98,7 +106,7 @@ pub(crate) fn enter_writers_tree(
     if folders.is_empty() {
         folders.push("/l/nothing".to_owned());
     }
-    let merged = mount_writable(&folders, users::IMAGE_FIRST_ID)?;
+    let merged = mount_writable(&folders, mounts::DRAFT, users::IMAGE_FIRST_ID, true)?;
     let upper = format!("{}/{}", mounts::DRAFT, mounts::UPPER);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let upper = rustix::fs::open(upper.as_str(), flags, Mode::empty()).map_err(failed("open", upper))?;

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sys::signal::Signal;
 use rustix::fs::{Gid, Uid};
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{OFlags, ResolveFlags};
 use rustix::process::{Pid, Signal as DeathSignal, WaitId, WaitIdOptions, getppid, set_parent_process_death_signal};
 use rustix::thread::{CapabilitySet, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
@@ -154,9 +154,8 @@ pub(crate) fn look_up(user: &str, root: BorrowedFd<'_>) -> Result<Identity, Unkn
 
 /// A file of the image, or nothing: an image need not have it, and it may be anything.
 fn read_accounts(root: BorrowedFd<'_>, path: &str) -> String {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let Ok(descriptor) = openat2(root, path, flags, Mode::empty(), resolve) else { return String::new() };
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let Ok(descriptor) = sys::open_in_root(root, path, flags, ResolveFlags::empty()) else { return String::new() };
     let file = File::from(descriptor);
     if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
         return String::new();

@@ -23,11 +23,11 @@ use tokio::sync::{oneshot, watch};
 use lent::{LentSandbox, Pick, Run, Shelf, expect_exit};
 
 use crate::runtime::{
-    Census, Checked, Exported, Input, Pending, Running, RunningStep, Runtime, RuntimeError, Stdin, Unpacked,
+    Census, Checked, Exported, Input, Mounts, Pending, Running, RunningStep, Runtime, RuntimeError, Stdin, Unpacked,
 };
 use crate::sandbox::handshake::{Look, Looked, Reply, Request, UnpackedLayer, message_buffer, receive, send};
 use crate::sandbox::launcher::LauncherHandle;
-use crate::spec::{Exit, LayerId, PlaceOrder, SandboxSpec, StepTerms, StopReason, Wanted};
+use crate::spec::{CacheFolder, Exit, LayerId, PlaceOrder, SandboxSpec, StepMount, StepTerms, StopReason, Wanted};
 use crate::sys;
 
 /// How long the launcher may take to end everything when the service leaves.
@@ -331,10 +331,12 @@ impl Runtime for Client {
         &self,
         spec: SandboxSpec,
         input: Input,
+        mounts: Mounts,
         terms: StepTerms,
     ) -> Pending<'_, Result<RunningStep, RuntimeError>> {
         Box::pin(async move {
             spec.check()?;
+            StepMount::check_all(&mounts.mounts)?;
             let (stdin_reader, stdin) = standard_input(input.stdin)?;
             let (stdout_writer, stdout) = command_writes()?;
             let (stderr_writer, stderr) = command_writes()?;
@@ -344,9 +346,11 @@ impl Runtime for Client {
             let layer = self.shared.token(Waiting::Unpack(sender))?;
             let mut descriptors = vec![stdin_reader.as_fd(), stdout_writer.as_fd(), stderr_writer.as_fd()];
             descriptors.extend(input.files.as_ref().map(AsFd::as_fd));
+            descriptors.extend(mounts.secrets.as_ref().map(AsFd::as_fd));
             descriptors.push(tar_writer.as_fd());
-            let has_files = input.files.is_some();
-            let request = Request::Step { token, layer, spec: Box::new(spec), has_files, terms };
+            let (has_files, has_secrets) = (input.files.is_some(), mounts.secrets.is_some());
+            let (spec, mounted) = (Box::new(spec), mounts.mounts);
+            let request = Request::Step { token, layer, spec, has_files, terms, mounts: mounted, has_secrets };
             self.shared.ask(token, &request, &descriptors).await?;
             let shared = Arc::clone(&self.shared);
             let stop = Box::new(move |reason: StopReason| shared.post(Request::Stop { token, reason }));
@@ -429,6 +433,27 @@ impl Runtime for Client {
             let (sender, answer) = oneshot::channel();
             let token = self.shared.token(Waiting::Remove(sender))?;
             self.shared.ask(token, &Request::Remove { token, layer }, &[]).await?;
+            answer.await.map_err(|_| RuntimeError::Gone)?.map_err(RuntimeError::Layer)
+        })
+    }
+
+    fn measure_cache(&self, folder: CacheFolder) -> Pending<'_, Result<u64, RuntimeError>> {
+        Box::pin(async move {
+            let (sender, answer) = oneshot::channel();
+            let token = self.shared.token(Waiting::Look(sender))?;
+            self.shared.ask(token, &Request::MeasureCache { token, folder }, &[]).await?;
+            match answer.await.map_err(|_| RuntimeError::Gone)?.map_err(RuntimeError::Layer)? {
+                Looked::Written { bytes, .. } => Ok(bytes),
+                Looked::Checked { .. } => Err(senseless()),
+            }
+        })
+    }
+
+    fn remove_cache(&self, folder: CacheFolder) -> Pending<'_, Result<(), RuntimeError>> {
+        Box::pin(async move {
+            let (sender, answer) = oneshot::channel();
+            let token = self.shared.token(Waiting::Remove(sender))?;
+            self.shared.ask(token, &Request::RemoveCache { token, folder }, &[]).await?;
             answer.await.map_err(|_| RuntimeError::Gone)?.map_err(RuntimeError::Layer)
         })
     }

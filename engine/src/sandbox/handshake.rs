@@ -30,7 +30,8 @@ use crate::image::tree::{PlaceOrder, StepTerms, Wanted};
 use crate::isolation::cgroup::MeterTerms;
 use crate::isolation::network::Uplink;
 use crate::spec::{
-    Artifacts, Command, Exit, Frame, LayerId, LeftOut, Limits, Phases, SandboxSpec, Skipped, StopReason,
+    Artifacts, CacheFolder, Command, Exit, Frame, LayerId, LeftOut, Limits, Phases, SandboxSpec, Skipped, StepMount,
+    StopReason,
 };
 
 /// Largest message: a command of the largest size, its frame, and room for framing.
@@ -60,11 +61,24 @@ pub(crate) enum Request {
     Look { token: u64, look: Look },
     /// Runs a command of a build on a root that it may change; what it changed becomes a layer when it ends with 0.
     /// `token` is answered with its exit, `layer` with the layer. Descriptors: stdin, stdout, stderr, the archive of
-    /// files where announced, then where the tar of the layer is to be written to.
-    Step { token: u64, layer: u64, spec: Box<SandboxSpec>, has_files: bool, terms: StepTerms },
+    /// files where announced, all secrets in one file where announced, then where the tar of the layer is to be written
+    /// to.
+    Step {
+        token: u64,
+        layer: u64,
+        spec: Box<SandboxSpec>,
+        has_files: bool,
+        terms: StepTerms,
+        mounts: Vec<StepMount>,
+        has_secrets: bool,
+    },
     /// Puts files on top of layers; what changes becomes a layer. Descriptors: a tar of the files, where the tar of the
     /// layer is to be written to.
     Place { token: u64, base: Vec<LayerId>, order: Box<PlaceOrder> },
+    /// Says how much a cache of builds takes on disk, as what was `Written`.
+    MeasureCache { token: u64, folder: CacheFolder },
+    /// Removes a cache of builds.
+    RemoveCache { token: u64, folder: CacheFolder },
 }
 
 /// What is read of unpacked layers, and for what.

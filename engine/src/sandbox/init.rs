@@ -21,6 +21,7 @@ use rustix::process::{
 };
 use rustix::thread::{CapabilitySet, set_name};
 
+use crate::isolation::binds::{self, BindBirth};
 use crate::isolation::mounts::RootError;
 use crate::isolation::network::Uplink;
 use crate::isolation::seccomp::Filter;
@@ -54,6 +55,24 @@ pub(crate) struct StepBirth {
     pub(crate) layers: OwnedFd,
     /// The folder that takes what is changed.
     pub(crate) draft: OwnedFd,
+    /// What is mounted in the root.
+    pub(crate) mounts: BindBirth,
+}
+
+impl StepBirth {
+    /// Its descriptors, and how it is put together again of those that take their places.
+    fn take_apart(self) -> (Vec<OwnedFd>, impl FnOnce(&mut dyn Iterator<Item = OwnedFd>) -> Option<StepBirth>) {
+        let BindBirth { mounts, caches, secrets } = self.mounts;
+        let (count, has_secrets) = (caches.len(), secrets.is_some());
+        let descriptors = [self.layers, self.draft].into_iter().chain(caches).chain(secrets).collect();
+        let join = move |kept: &mut dyn Iterator<Item = OwnedFd>| {
+            let (layers, draft) = (kept.next()?, kept.next()?);
+            let caches = kept.take(count).collect();
+            let secrets = if has_secrets { kept.next() } else { None };
+            Some(StepBirth { layers, draft, mounts: BindBirth { mounts, caches, secrets } })
+        };
+        (descriptors, join)
+    }
 }
 
 /// The plain part of it.
@@ -77,15 +96,15 @@ pub(crate) fn live(birth: Birth<'_>) -> ! {
 fn answer(birth: Birth<'_>) -> Result<(), SysError> {
     let mut all = vec![birth.control, birth.user_namespace, birth.id_map];
     let is_step = birth.step.is_some();
-    all.extend(birth.step.into_iter().flat_map(|step| [step.layers, step.draft]));
+    let (of_step, join_step) = birth.step.map(StepBirth::take_apart).unzip();
+    all.extend(of_step.into_iter().flatten());
     all.extend(birth.groups);
     let mut kept = descriptors::keep_only(all)?.into_iter();
     let (Some(control), Some(user_namespace), Some(id_map)) = (kept.next(), kept.next(), kept.next()) else {
         return Ok(());
     };
     let children = watch_children()?;
-    let step = if is_step { kept.next().zip(kept.next()) } else { None };
-    let step = step.map(|(layers, draft)| StepBirth { layers, draft });
+    let step = join_step.and_then(|join| join(&mut kept));
     let kept = Kept { user_namespace, id_map, groups: kept.collect(), step };
     match prepare(&birth.frame, &birth.terms, kept) {
         Ok((identity, phases)) => {
@@ -96,7 +115,7 @@ fn answer(birth: Birth<'_>) -> Result<(), SysError> {
             Prepared { control, children, identity, writable }.serve()
         }
         Err(error) => {
-            let retryable = !matches!(error, PrepareError::Root(RootError::User(_) | RootError::NotAFolder { .. }));
+            let retryable = !matches!(error, PrepareError::Root(RootError::User(_) | RootError::Mount { .. }));
             let failure = InitReply::Failed { reason: in_one_line(&error), retryable };
             send(&control, &failure, &[]).map_err(failed("answer", "the launcher"))
         }
@@ -155,12 +174,14 @@ fn prepare(frame: &Frame, birth: &Terms<'_>, kept: Kept) -> Result<(Identity, Ph
     network::enter(birth.uplink.as_ref())?;
     phases.network_us = watch.lap_us();
     let is_step = kept.step.is_some();
-    if let Some(StepBirth { layers, draft }) = &kept.step {
+    let mut sources = None;
+    if let Some(StepBirth { layers, draft, mounts: wanted }) = &kept.step {
         let names: Vec<&str> = frame.layers.iter().map(LayerId::hex).collect();
+        sources = Some(binds::collect(wanted, layers.as_fd(), kept.id_map.as_fd())?);
         mounts::enter_step_tree(layers.as_fd(), &names, draft.as_fd(), kept.id_map.as_fd())?;
     }
     let resolver = birth.uplink.as_ref().map(|uplink| uplink.resolver.as_str());
-    let identity = mounts::enter_sandbox_root(frame, resolver, kept.id_map.as_fd(), birth.first_id, is_step)?;
+    let identity = mounts::enter_sandbox_root(frame, resolver, kept.id_map.as_fd(), birth.first_id, sources)?;
     // The launcher's own is 0; a command expects the usual one.
     rustix::process::umask(Mode::from_raw_mode(0o022));
     nix::unistd::sethostname(&frame.hostname).map_err(failed("set", "the host name"))?;

@@ -5,6 +5,7 @@
 //! hears nobody but the service. It parses nothing that a user wrote: commands pass through as they are, paths of layers are made
 //! from digests. When the service is gone it ends all sandboxes, removes their control groups, and ends too.
 
+mod caches;
 pub(crate) mod egress;
 mod events;
 mod idle;
@@ -42,6 +43,8 @@ use crate::sys::{self, MountAttributes, SysError, failed, in_one_line};
 const NAME: &str = "ampoule-launcher";
 /// Folder of unpacked layers, below the state folder.
 pub(crate) const LAYERS_FOLDER: &str = "layers";
+/// Folder of what builds keep for the next ones, below the state folder.
+pub(crate) const CACHES_FOLDER: &str = "caches";
 
 /// What a launcher is told when it starts, and nobody can change later.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -194,13 +197,14 @@ impl Launcher {
         check_state(config)?;
         let most = raise_descriptor_limit();
         let sandboxes_max = config.sandboxes_max.min(most / DESCRIPTORS_PER_SANDBOX / PLACES_PER_SANDBOX);
-        let layers = open_layers(&config.state)?;
+        let layers = open_kept(&config.state, LAYERS_FOLDER)?;
+        let caches = open_kept(&config.state, CACHES_FOLDER)?;
         let root = cgroup::Hierarchy::discover()?.root(&instance_name(&config.state))?;
         root.sweep()?;
         let image_namespace = users::namespace(0, users::IMAGE_FIRST_ID)?;
         let mut launcher = Launcher::new(
             service,
-            layers,
+            (layers, caches),
             image_namespace,
             Places::new(root, sandboxes_max.max(1) * PLACES_PER_SANDBOX),
             seccomp::compile(seccomp::Profile::Job)?,
@@ -251,13 +255,14 @@ fn check_state(config: &LauncherConfig) -> Result<(), PrepareError> {
     Ok(())
 }
 
-fn open_layers(state: &Path) -> Result<OwnedFd, SysError> {
-    let path = state.join(LAYERS_FOLDER);
+/// A folder of the launcher's own in the state folder.
+fn open_kept(state: &Path, name: &str) -> Result<OwnedFd, SysError> {
+    let path = state.join(name);
     match rustix::fs::mkdir(&path, Mode::RWXU) {
         Ok(()) | Err(rustix::io::Errno::EXIST) => {}
         Err(error) => return Err(failed("make folder", path.display().to_string())(error)),
     }
-    // The service reads the names, to know which layers there are, and cannot enter any.
+    // The service reads the names, to know what there is, and cannot enter any.
     let names_only = Mode::RWXU | Mode::RGRP | Mode::ROTH;
     rustix::fs::chmod(&path, names_only).map_err(failed("open for listing", path.display().to_string()))?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -38,6 +38,8 @@ pub(crate) struct Birth<'a> {
 pub(crate) enum Job {
     /// Empties a folder. Descriptor: the folder.
     Empty,
+    /// Counts what is in a folder. Descriptor: the folder.
+    Measure,
     /// Unpacks a layer. Descriptors: the empty folder, the archive.
     Unpack,
     /// Writes what layers come to as a tar. Descriptors: the folder of layers, where to write to.
@@ -70,6 +72,7 @@ pub(crate) type Outcome = Result<Done, String>;
 /// What a worker has left when everything else is taken from it.
 enum Tools {
     Empty { root: OwnedFd },
+    Measure { root: OwnedFd },
     Unpack { root: OwnedFd, archive: OwnedFd },
     Export { tree: OwnedFd, output: OwnedFd },
     Compare { before: OwnedFd, after: OwnedFd, output: OwnedFd },
@@ -123,6 +126,7 @@ fn see_only(job: &Job, descriptors: Vec<OwnedFd>) -> Result<Tools, SysError> {
     let names = |layers: &'_ [LayerId]| layers.iter().map(|layer| layer.hex().to_owned()).collect::<Vec<_>>();
     match job {
         Job::Empty => Ok(Tools::Empty { root: enter(&next()?)? }),
+        Job::Measure => Ok(Tools::Measure { root: enter(&next()?)? }),
         Job::Unpack => Ok(Tools::Unpack { root: enter(&next()?)?, archive: next()? }),
         Job::Export { layers } => {
             let (folder, output) = (next()?, next()?);
@@ -183,7 +187,7 @@ fn confine(job: &Job, tools: Tools, user_namespace: &OwnedFd, cpu_seconds: u64) 
 
 fn needed(job: &Job) -> CapabilitySet {
     match job {
-        Job::Export { .. } | Job::Compare { .. } | Job::Select { .. } => CapabilitySet::DAC_READ_SEARCH,
+        Job::Measure | Job::Export { .. } | Job::Compare { .. } | Job::Select { .. } => CapabilitySet::DAC_READ_SEARCH,
         Job::Empty | Job::Unpack | Job::Check { .. } | Job::Seal { .. } | Job::Place { .. } => {
             CapabilitySet::CHOWN
                 | CapabilitySet::DAC_OVERRIDE
@@ -210,6 +214,10 @@ fn perform(tools: Tools, ahead: Option<Ahead>) -> Outcome {
         (Tools::Empty { root }, _) => {
             let emptied = layer::remove_all_in(root.as_fd()).map_err(failed("empty", "the folder"));
             emptied.map(|()| Done::Emptied).map_err(|error| in_one_line(&error))
+        }
+        (Tools::Measure { root }, _) => {
+            let measured = tree::measure(root.as_fd()).map_err(|error| in_one_line(&error))?;
+            Ok(Done::Looked(Looked::Written { entries: measured.entries, bytes: measured.bytes }))
         }
         (Tools::Unpack { root, archive }, Some(ahead)) => unpack(archive, ahead, &root).map(Done::Unpacked),
         (Tools::Export { tree, output }, _) => {

@@ -84,6 +84,16 @@ fn what_is_copied_changes_the_keys_of_what_comes_after_it() {
 }
 
 #[test]
+fn images_of_mounts_are_among_those_that_are_needed() {
+    let plan = planned(
+        "FROM debian:13\nRUN --mount=from=debian:12,target=/b --mount=type=cache,from=alpine:3,target=/c \
+        --mount=type=secret,id=busybox x\n",
+    );
+    let images: Vec<&str> = plan.images().into_iter().map(|image| image.reference.as_str()).collect();
+    assert_eq!(images, ["docker.io/library/alpine:3", "docker.io/library/debian:12", "docker.io/library/debian:13"]);
+}
+
+#[test]
 fn what_an_instruction_says_changes_its_key() {
     let folder = folder();
     let before = keys(&planned(FILE), folder.path());
@@ -92,6 +102,7 @@ fn what_an_instruction_says_changes_its_key() {
         ("RUN x", "RUN y"),
         ("RUN x", "RUN --network=none x"),
         ("RUN x", "RUN --mount=type=cache,target=/c x"),
+        ("RUN x", "RUN --mount=type=cache,target=/c,from=debian:12 x"),
         ("RUN x", "RUN --mount=type=secret,id=s x"),
         ("RUN x", "USER u\nRUN x"),
         ("RUN x", "WORKDIR /w\nRUN x"),

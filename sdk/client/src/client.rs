@@ -24,6 +24,7 @@ use crate::types::{
     TokenCreated, TokenList, TokenRequest, Upload, Version,
 };
 
+mod caches;
 mod connection;
 mod endpoint;
 mod images;

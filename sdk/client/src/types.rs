@@ -10,7 +10,9 @@ pub mod system;
 pub mod transfer;
 pub mod tree;
 
-pub use build::{BuildEvent, BuildRequest, BuildResult, BuildStep};
+pub use build::{
+    BuildCache, BuildCacheList, BuildCachesRemoved, BuildEvent, BuildRequest, BuildResult, BuildSecret, BuildStep,
+};
 pub use image::{
     Image, ImageConfig, ImageDetails, ImageHistory, ImageKept, ImageLayer, ImageLeftOut, ImageList, ImagePruned,
     ImageRemoved, ImageSkipped, ImageStep, ImageTag, ImageTagged, ImageUsage, ImagesLoaded, ImagesPruned, ImagesUsage,

@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::super::amount::shown_size;
 use super::super::{exit, table};
-use super::{Arguments, build_arg, dockerfile_path, harmless, read_context, read_dockerfile};
+use super::{Arguments, build_arg, dockerfile_path, harmless, read_context, read_dockerfile, secret};
 
 /// The code of a problem that is the Dockerfile's, not ours.
 const BUILD_FAILED: &str = "build-failed";
@@ -62,6 +62,7 @@ fn request(arguments: &Arguments, source: &Source, context: &Context) -> Result<
         labels: labels.collect(),
         no_cache: arguments.no_cache,
         source_date_epoch: epoch.transpose().context("SOURCE_DATE_EPOCH is no number of seconds")?,
+        secrets: secret::read_all(&arguments.secrets)?,
     })
 }
 

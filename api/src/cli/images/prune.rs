@@ -68,9 +68,10 @@ fn print(pruned: &ImagesPruned, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn confirmed() -> Result<bool> {
+/// Asks whether what was shown may go.
+pub(in crate::cli) fn confirmed() -> Result<bool> {
     if !io::stdin().is_terminal() {
-        bail!("nobody can be asked here; give --force to let them go, or --dry-run only to look");
+        bail!("nobody can be asked here; give --force to let them go");
     }
     write!(io::stderr(), "Let them go? [y/N] ")?;
     let mut answer = String::new();

@@ -83,13 +83,28 @@ impl Site {
     }
 
     /// The files of a named context as the first layer of a stage.
-    pub(super) async fn copy_context(&self, name: &str, tree: &Tree) -> Result<BuiltLayer, Problem> {
-        let context = Arc::clone(self.build.contexts.find(Some(name))?);
-        let picked = context.pick("/", &parse_exclude(&[])?)?;
-        let parts: Vec<Part> = picked.into_iter().map(|picked| Part::Picked { picked, unpacks: false }).collect();
+    pub(super) async fn copy_context(&self, name: &str) -> Result<BuiltLayer, Problem> {
+        Ok(self.place_part(Some(name), "/").await?.0)
+    }
+
+    /// A file or a folder of a context as a layer of its own, and its path in there.
+    pub(super) async fn place_part(
+        &self,
+        context: Option<&str>,
+        source: &str,
+    ) -> Result<(BuiltLayer, &'static str), Problem> {
+        let context = Arc::clone(self.build.contexts.find(context)?);
+        let picked = context.pick(source, &parse_exclude(&[])?)?;
+        let [picked] = <[Picked; 1]>::try_from(picked).map_err(|all| {
+            Problem::Unsupported(format!("`{source}` stands for {} files, where one or a folder is wanted", all.len()))
+        })?;
+        let is_folder = picked.is_folder;
+        let path = if is_folder { "/" } else { "/file" };
         let order =
-            PlaceOrder { destination: "/".to_owned(), is_folder: true, terms: self.terms(), ..PlaceOrder::default() };
-        self.place(tree, order, Source::Files(Box::new(move |output| write(&context, &parts, false, output)))).await
+            PlaceOrder { destination: path.to_owned(), is_folder, terms: self.terms(), ..PlaceOrder::default() };
+        let parts = [Part::Picked { picked, unpacks: false }];
+        let files = Source::Files(Box::new(move |output| write(&context, &parts, false, output)));
+        Ok((self.place(&Tree::default(), order, files).await?, path))
     }
 
     fn terms(&self) -> StepTerms {

@@ -6,12 +6,13 @@ use std::io::{Seek, SeekFrom, Write};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
+use super::mounts::Equipment;
 use super::stage::Tree;
 use super::{Event, Problem, Site};
 use crate::builder::dockerfile::mount::Mount;
 use crate::builder::plan::{Network, RunAction, Script, Step};
-use crate::image::store::BuiltLayer;
-use crate::runtime::{Input, RunningStep};
+use crate::image::store::{BuiltLayer, WorkshopError};
+use crate::runtime::{Input, Running, RunningStep};
 use crate::spec::{
     Artifacts, Command, DEFAULT_PATH, Ending, Frame, Network as Reach, SandboxSpec, StepTerms, StopReason, WritablePath,
 };
@@ -50,22 +51,29 @@ impl Site {
             let message = "RUN has no network on this service, only loopback; --network=none silences this warning";
             self.tell(Event::Warning { step: Some(number), message: message.to_owned() }).await;
         }
-        let spec = self.spec(number, run, tree)?;
+        let Equipment { mounts, environment, caches } = self.equip(run).await?;
+        let spec = self.spec(number, run, environment, tree)?;
         let files = run.script.as_ref().map(archive_of).transpose();
         let files = files.map_err(|source| Problem::System { action: "write the script of a step", source })?;
         let input = Input { files, ..Input::default() };
         let terms = StepTerms { epoch: self.build.epoch };
-        let started = self.workshop.runtime().run_step(spec, input, terms).await?;
-        let RunningStep { running, tar, layer } = started;
-        let mut stopper = Stopper(Some(running.stop));
-        let (arrived, (), (), exit, layer) = tokio::join!(
+        let started = self.workshop.runtime().run_step(spec, input, mounts, terms).await?;
+        let RunningStep { running: Running { stdout, stderr, exit, stop, .. }, tar, layer } = started;
+        let mut stopper = Stopper(Some(stop));
+        // Goes on when nobody waits any more: caches are in use until the command is gone.
+        let ending = tokio::spawn(async move {
+            let ended = tokio::join!(exit, layer);
+            drop(caches);
+            ended
+        });
+        let (arrived, (), (), ended) = tokio::join!(
             self.workshop.receive(tar),
-            self.pass_on(number, false, running.stdout),
-            self.pass_on(number, true, running.stderr),
-            running.exit,
-            layer
+            self.pass_on(number, false, stdout),
+            self.pass_on(number, true, stderr),
+            ending
         );
         stopper.0 = None;
+        let (exit, layer) = ended.map_err(|_| WorkshopError::GivenUp)?;
         let exit = exit?;
         if exit.ending != Ending::Exited(0) {
             return Err(Problem::Command { command: step.text.clone(), exit: Box::new(exit) });
@@ -73,24 +81,33 @@ impl Site {
         Ok(self.workshop.keep(arrived?, layer?).await?)
     }
 
-    fn spec(&self, number: usize, run: &RunAction, tree: &Tree) -> Result<SandboxSpec, Problem> {
+    fn spec(
+        &self,
+        number: usize,
+        run: &RunAction,
+        secrets: Vec<(String, String)>,
+        tree: &Tree,
+    ) -> Result<SandboxSpec, Problem> {
         let layers = tree.mounted();
         if layers.is_empty() {
             return Err(Problem::Unsupported("there is nothing to run in an image without files".to_owned()));
         }
-        let mut env: Vec<(String, String)> = run.environment.iter().chain(&run.proxy).cloned().collect();
+        let is_kept = |(name, _): &&(String, String)| !secrets.iter().any(|(secret, _)| secret == name);
+        let own = run.environment.iter().chain(&run.proxy).filter(is_kept).cloned();
+        let mut env: Vec<(String, String)> = own.collect();
+        env.extend(secrets);
         if !env.iter().any(|(name, _)| name == "PATH") {
             env.insert(0, ("PATH".to_owned(), DEFAULT_PATH.to_owned()));
         }
-        let writable = run.mounts.iter().map(|mount| match &mount.mount {
-            Mount::Tmpfs { target, size_bytes } => Ok(WritablePath {
+        let writable = run.mounts.iter().filter_map(|mount| match &mount.mount {
+            Mount::Tmpfs { target, size_bytes } => Some(WritablePath {
                 path: target.trim_end_matches('/').to_owned(),
                 size_bytes: size_bytes.unwrap_or(TMPFS_BYTES),
                 inodes: TMPFS_INODES,
             }),
-            other => Err(Problem::Unsupported(format!("`RUN --mount=type={}` cannot be done yet", other.kind()))),
+            _ => None,
         });
-        let writable = writable.collect::<Result<Vec<_>, _>>()?;
+        let writable = writable.collect();
         let network = if run.network == Network::None { Reach::None } else { self.build.network };
         let user = if run.user.is_empty() { "0".to_owned() } else { run.user.clone() };
         let cwd = if run.working_dir.is_empty() { "/".to_owned() } else { run.working_dir.clone() };

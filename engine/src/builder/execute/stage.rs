@@ -60,7 +60,7 @@ impl Site {
             }
             Base::Context(name) => {
                 let mut tree = Tree::default();
-                let made = self.copy_context(name, &tree).await?;
+                let made = self.copy_context(name).await?;
                 tree.layers.push(made);
                 Ok(tree)
             }
@@ -101,11 +101,11 @@ impl Site {
         let uses_known = self.build.uses_known_steps && super::is_repeatable(step);
         let known = || if uses_known { store.known_step(key) } else { None };
         if let Some(result) = known() {
-            return Ok(self.take_known(number, result).await);
+            return self.take_known(number, result).await;
         }
         let _turn = store.take_step(key).await;
         if let Some(result) = known() {
-            return Ok(self.take_known(number, result).await);
+            return self.take_known(number, result).await;
         }
         // What a stage waits for is waited for before a slot is taken: it may need one itself.
         for origin in origins(step) {
@@ -130,12 +130,12 @@ impl Site {
         Ok(result)
     }
 
-    async fn take_known(&self, number: usize, result: StepResult) -> StepResult {
+    async fn take_known(&self, number: usize, result: StepResult) -> Result<StepResult, Problem> {
         if let Some(layer) = &result.layer {
-            self.workshop.hold(&layer.content.digest, &layer.layer);
+            self.workshop.hold(&layer.content.digest, &layer.layer).await?;
         }
         self.tell(Event::Cached { step: number }).await;
-        result
+        Ok(result)
     }
 
     async fn make(&self, number: usize, step: &Step, tree: &Tree) -> Result<Option<BuiltLayer>, Problem> {

@@ -281,9 +281,9 @@ fn files_of(from: &Origin, sources: Vec<String>, exclude: Vec<String>) -> Input 
     }
 }
 
-/// Caches, secrets and agents are no inputs: a result must not depend on what is in them.
+/// Caches, secrets and agents are no inputs: a result must not depend on what is in them. What a cache starts with is one.
 fn mount_input(mount: &MountAction) -> Option<Input> {
-    let Mount::Bind { source, .. } = &mount.mount else { return None };
+    let (Mount::Bind { source, .. } | Mount::Cache { source, .. }) = &mount.mount else { return None };
     Some(files_of(mount.from.as_ref()?, vec![source.clone()], Vec::new()))
 }
 

@@ -70,7 +70,7 @@ pub fn step_key(before: &Digest, step: &Step, inputs: &[Digest]) -> Digest {
             // A proxy is how something was reached, not what it was.
             run.proxy.clear();
             for mount in &mut run.mounts {
-                if let Mount::Bind { from, .. } = &mut mount.mount {
+                if let Mount::Bind { from, .. } | Mount::Cache { from, .. } = &mut mount.mount {
                     (*from, mount.from) = (None, None);
                 }
             }

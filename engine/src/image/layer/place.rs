@@ -4,7 +4,7 @@
 use std::io::{self, Read};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid, chmodat, chownat, mkdirat, openat2};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid, chmodat, chownat, mkdirat};
 use rustix::io::Errno;
 
 use super::CONTENT_BUFFER_BYTES;
@@ -12,6 +12,7 @@ use super::folder::{Folder, OpenError};
 use super::is_kept;
 use crate::image::archive::{self, ArchiveError, Entry, Head, Kind, Timestamp, printable};
 use crate::image::tree::PlaceOrder;
+use crate::sys;
 
 /// Mode of a folder that nobody described.
 const FOLDER_MODE: u32 = 0o755;
@@ -288,8 +289,7 @@ impl Placer<'_> {
 /// Opens a folder of the image; links lead where they lead within the root.
 fn open_in(root: BorrowedFd<'_>, path: &[u8]) -> rustix::io::Result<OwnedFd> {
     let path = if path.is_empty() { b"." } else { path };
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+    sys::open_in_root(root, path, OFlags::RDONLY | OFlags::DIRECTORY, ResolveFlags::empty())
 }
 
 /// The mode that something gets.

@@ -76,6 +76,11 @@ pub enum WorkshopError {
 
 /// Where one build keeps what it has made so far.
 pub struct Workshop {
+    keeper: Arc<Keeper>,
+}
+
+/// What a build holds, until nobody adds to it any more.
+struct Keeper {
     store: Arc<Store>,
     runtime: Arc<dyn Runtime>,
     kept: Mutex<Kept>,
@@ -96,17 +101,17 @@ pub struct ArrivedLayer {
 impl Workshop {
     /// An empty one. To be used and dropped within the tokio runtime.
     pub fn new(store: Arc<Store>, runtime: Arc<dyn Runtime>) -> Workshop {
-        Workshop { store, runtime, kept: Mutex::default() }
+        Workshop { keeper: Arc::new(Keeper { store, runtime, kept: Mutex::default() }) }
     }
 
     /// The store that images come from and go to.
     pub fn store(&self) -> &Arc<Store> {
-        &self.store
+        &self.keeper.store
     }
 
     /// What runs steps.
     pub fn runtime(&self) -> &Arc<dyn Runtime> {
-        &self.runtime
+        &self.keeper.runtime
     }
 
     /// What an image gives to one that is made from it. Blocks for as long as two small files take.
@@ -115,7 +120,7 @@ impl Workshop {
     /// An image that has decayed.
     pub fn foundation(&self, image: &HeldImage) -> Result<Foundation, WorkshopError> {
         let digest = Digest::parse(&image.digest).map_err(|error| WorkshopError::Base(error.to_string()))?;
-        let read = |digest: &Digest, most| self.store.blobs.read(digest, most).map_err(WorkshopError::Base);
+        let read = |digest: &Digest, most| self.keeper.store.blobs.read(digest, most).map_err(WorkshopError::Base);
         let Ok(Document::Manifest(manifest)) = manifest::parse(&read(&digest, MANIFEST_BYTES_MAX)?) else {
             return Err(WorkshopError::Base("manifest is none".to_owned()));
         };
@@ -133,7 +138,7 @@ impl Workshop {
     /// # Errors
     /// A layer that is too large, and a store that fails.
     pub async fn receive(&self, tar: pipe::Receiver) -> Result<ArrivedLayer, WorkshopError> {
-        let store = Arc::clone(&self.store);
+        let store = Arc::clone(&self.keeper.store);
         let receive = move || {
             let failed = |source: io::Error| WorkshopError::Arrival(Box::new(ArrivalError::Source(source)));
             let mut tar = File::from(tar.into_blocking_fd().map_err(failed)?);
@@ -151,12 +156,12 @@ impl Workshop {
     /// A tar that is not the layer's, and a store that fails.
     pub async fn keep(&self, arrived: ArrivedLayer, made: Unpacked) -> Result<BuiltLayer, WorkshopError> {
         let digest = arrived.file.digest.clone();
-        self.hold(&digest, &made.layer);
+        self.hold(&digest, &made.layer).await?;
         if digest.hex() != made.layer.hex() {
             return Err(WorkshopError::Mismatch { made: made.layer.hex().to_owned(), told: digest });
         }
         let size = arrived.file.size;
-        let store = Arc::clone(&self.store);
+        let store = Arc::clone(&self.keeper.store);
         let layer = made.layer.clone();
         let adopted = spawn_blocking(move || {
             store.sizes.note(&made);
@@ -166,19 +171,27 @@ impl Workshop {
         let on_disk = adopted.await.map_err(|_| WorkshopError::GivenUp)??;
         if !on_disk.contains(&layer) {
             // The same layer of another image was removed before this one was held.
-            let archive = self.store.blobs.open_blob(&digest)?;
-            self.runtime.unpack_layer(archive).await?;
+            let archive = self.keeper.store.blobs.open_blob(&digest)?;
+            self.keeper.runtime.unpack_layer(archive).await?;
         }
         Ok(BuiltLayer { content: Content { media_type: LAYER_TYPE.to_owned(), digest, size }, layer })
     }
 
-    /// Counts as a user of what nobody may remove while the build goes on.
-    pub(crate) fn hold(&self, blob: &Digest, layer: &LayerId) {
-        // `give_back` ends the count.
-        self.store.leases().count(std::slice::from_ref(blob), std::slice::from_ref(layer));
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.blobs.push(blob.clone());
-        kept.layers.push(layer.clone());
+    /// Counts as a user of what nobody may remove while the build goes on. Whoever removes something at this moment waits
+    /// for the launcher, and for him is not waited on a thread that hears the launcher.
+    ///
+    /// # Errors
+    /// tokio is on its way out.
+    pub(crate) async fn hold(&self, blob: &Digest, layer: &LayerId) -> Result<(), WorkshopError> {
+        let (keeper, blob, layer) = (Arc::clone(&self.keeper), blob.clone(), layer.clone());
+        let hold = move || {
+            // `give_back` ends the count.
+            keeper.store.leases().count(std::slice::from_ref(&blob), std::slice::from_ref(&layer));
+            let mut kept = keeper.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.blobs.push(blob);
+            kept.layers.push(layer);
+        };
+        spawn_blocking(hold).await.map_err(|_| WorkshopError::GivenUp)
     }
 
     /// Puts a finished image into the list, under these names.
@@ -191,13 +204,13 @@ impl Workshop {
         config: Vec<u8>,
         layers: Vec<BuiltLayer>,
     ) -> Result<ImageSummary, WorkshopError> {
-        let store = Arc::clone(&self.store);
+        let store = Arc::clone(&self.keeper.store);
         let admitted = spawn_blocking(move || store.admit_built(names, &config, &layers));
         Ok(admitted.await.map_err(|_| WorkshopError::GivenUp)?.map_err(Box::new)?)
     }
 }
 
-impl Drop for Workshop {
+impl Drop for Keeper {
     fn drop(&mut self) {
         let kept = std::mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner));
         // Without tokio, which is on its way out then, what is left goes at the next start.

@@ -165,10 +165,13 @@ impl Launcher {
             Request::Unpack { token } => self.unpack(token, descriptors.pop())?,
             Request::Remove { token, layer } => self.remove_layer(token, &layer)?,
             Request::Look { token, look } => self.look(token, look, descriptors.pop())?,
-            Request::Step { token, layer, spec, has_files, terms } => {
-                self.step(StepLaunch { token, layer, spec: *spec, has_files, terms, descriptors })?;
+            Request::Step { token, layer, spec, has_files, terms, mounts, has_secrets } => {
+                let spec = *spec;
+                self.step(StepLaunch { token, layer, spec, has_files, terms, mounts, has_secrets, descriptors })?;
             }
             Request::Place { token, base, order } => self.place(token, base, *order, descriptors)?,
+            Request::MeasureCache { token, folder } => self.measure_cache(token, &folder)?,
+            Request::RemoveCache { token, folder } => self.remove_cache(token, &folder)?,
         }
         Ok(true)
     }

@@ -96,11 +96,7 @@ impl Launcher {
 
     /// Gives a folder to the ids of image files, and opens it.
     pub(super) fn open_own(&self, folder: &str) -> Result<OwnedFd, SysError> {
-        let (uid, gid) = (Uid::from_raw(users::IMAGE_FIRST_ID), Gid::from_raw(users::IMAGE_FIRST_ID));
-        chownat(&self.layers, folder, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(failed("give away folder", folder))?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        openat(&self.layers, folder, flags, Mode::empty()).map_err(failed("open folder", folder))
+        open_own(&self.layers, folder)
     }
 
     /// Puts a layer out of sight and starts a worker that removes it.
@@ -126,12 +122,17 @@ impl Launcher {
             return Err(failed("remove layer", layer.hex())(std::io::Error::other("a job runs on it")));
         }
         self.let_go_of(layer)?;
-        let trash = format!("{TRASH}{}-{}", std::process::id(), self.number());
+        let trash = self.name_trash();
         match rustix::fs::renameat(&self.layers, layer.hex(), &self.layers, &trash) {
             Ok(()) => Ok(Some(trash)),
             Err(rustix::io::Errno::NOENT) => Ok(None),
             Err(error) => Err(failed("remove layer", layer.hex())(error)),
         }
+    }
+
+    /// A name for a folder that is to vanish.
+    pub(super) fn name_trash(&mut self) -> String {
+        format!("{TRASH}{}-{}", std::process::id(), self.number())
     }
 
     pub(super) fn conclude_unpacking(&mut self, token: u64, folder: String, outcome: Outcome) -> Result<(), SysError> {
@@ -197,6 +198,15 @@ impl Launcher {
         }
         Ok(Looked::Checked { archive, differences, samples, is_mended })
     }
+}
+
+/// Gives a folder in `parent` to the ids of image files, and opens it.
+pub(super) fn open_own(parent: &OwnedFd, folder: &str) -> Result<OwnedFd, SysError> {
+    let (uid, gid) = (Uid::from_raw(users::IMAGE_FIRST_ID), Gid::from_raw(users::IMAGE_FIRST_ID));
+    chownat(parent, folder, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+        .map_err(failed("give away folder", folder))?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(parent, folder, flags, Mode::empty()).map_err(failed("open folder", folder))
 }
 
 pub(super) fn given(descriptor: Option<OwnedFd>) -> Result<OwnedFd, SysError> {

@@ -37,6 +37,7 @@ pub(crate) struct Launcher {
     pub(crate) service: OwnedFd,
     pub(super) poller: Poller,
     pub(super) layers: OwnedFd,
+    pub(super) caches: OwnedFd,
     pub(super) image_namespace: OwnedFd,
     pub(super) places: Places,
     pub(super) egress: Egress,
@@ -64,7 +65,7 @@ pub(crate) struct Launcher {
 impl Launcher {
     pub(crate) fn new(
         service: OwnedFd,
-        layers: OwnedFd,
+        (layers, caches): (OwnedFd, OwnedFd),
         image_namespace: OwnedFd,
         places: Places,
         job_filter: Filter,
@@ -77,6 +78,7 @@ impl Launcher {
             service,
             poller,
             layers,
+            caches,
             image_namespace,
             places,
             egress: Egress::default(),

@@ -5,20 +5,20 @@
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, chownat, mkdirat, openat};
+use rustix::fs::{Mode, OFlags, mkdirat, openat};
 
 use crate::image::tree::{PlaceOrder, StepTerms};
-use crate::isolation::{mounts, users};
+use crate::isolation::{binds, mounts};
 use crate::sandbox::handshake::{Reply, pair};
 use crate::sandbox::init::{self, Birth, StepBirth, Terms};
 use crate::sandbox::launcher::events::Source;
-use crate::sandbox::launcher::layers::given;
+use crate::sandbox::launcher::layers::{given, open_own};
 use crate::sandbox::launcher::lifecycle::{Launcher, StartFailure};
 use crate::sandbox::launcher::live::{Launch, Sandbox};
 use crate::sandbox::launcher::work::{Order, Task};
 use crate::sandbox::worker::{Done, Job, Outcome};
 use crate::sandbox::zygote::BIRTH_FLAGS;
-use crate::spec::{Ending, LayerId, SandboxSpec};
+use crate::spec::{Ending, LayerId, SandboxSpec, StepMount};
 use crate::sys::{self, Fork, SysError, failed, in_one_line};
 
 /// A step that is to be run.
@@ -28,7 +28,9 @@ pub(super) struct StepLaunch {
     pub(super) spec: SandboxSpec,
     pub(super) has_files: bool,
     pub(super) terms: StepTerms,
-    /// Standard streams, files where announced, and where the tar of the layer goes.
+    pub(super) mounts: Vec<StepMount>,
+    pub(super) has_secrets: bool,
+    /// Standard streams, files where announced, secrets where announced, and where the tar of the layer goes.
     pub(super) descriptors: Vec<OwnedFd>,
 }
 
@@ -61,13 +63,15 @@ impl Launcher {
     }
 
     fn start_step(&mut self, step: StepLaunch, output: OwnedFd) -> Result<(), StartFailure> {
-        let StepLaunch { token, layer, spec, has_files, terms, descriptors } = step;
+        let StepLaunch { token, layer, spec, has_files, terms, mounts, has_secrets, mut descriptors } = step;
+        let secrets = if has_secrets { descriptors.pop() } else { None };
+        let mounts = self.mounts_of_step(mounts, secrets)?;
         let mut place = self.take_place(false)?;
         place.group.limit(&spec.limits)?;
         place.group.begin()?;
         let uplink = self.uplink_for(&spec.frame)?;
         let address = uplink.as_ref().map(|uplink| uplink.address);
-        let (folder, opened) = self.make_draft()?;
+        let (folder, opened) = self.make_draft(mounts.drafts())?;
         let layers = self.layers.try_clone().map_err(failed("pass on", "the folder of layers"))?;
         let (control, theirs) = pair().map_err(failed("open", "a sandbox's socket"))?;
         // It makes its mount namespace itself: mounts can be cloned only in the namespace that they are in.
@@ -84,7 +88,7 @@ impl Launcher {
                     sys::exit_now(1)
                 };
                 let born = Terms { first_id: place.first_id, in_background: false, uplink, filter: &self.job_filter };
-                let step = Some(StepBirth { layers, draft: opened });
+                let step = Some(StepBirth { layers, draft: opened, mounts });
                 let frame = spec.frame;
                 init::live(Birth { terms: born, frame, control: theirs, user_namespace, id_map, groups, step })
             }
@@ -100,14 +104,13 @@ impl Launcher {
         Ok(self.born(number, pid, process, 0)?)
     }
 
-    /// A folder for what is changed: `upper` and `work`, as overlayfs wants them.
-    fn make_draft(&mut self) -> Result<(String, OwnedFd), SysError> {
+    /// A folder for what is changed: `upper` and `work`, as overlayfs wants them; and so many more of both, each pair in
+    /// a folder, for what is written to mounts and thrown away.
+    fn make_draft(&mut self, more: usize) -> Result<(String, OwnedFd), SysError> {
         let (folder, opened) = self.make_unfinished()?;
-        let owner = (Uid::from_raw(users::IMAGE_FIRST_ID), Gid::from_raw(users::IMAGE_FIRST_ID));
-        for name in [mounts::UPPER, mounts::WORK] {
-            mkdirat(&opened, name, Mode::from_raw_mode(0o755)).map_err(failed("make folder", name))?;
-            chownat(&opened, name, Some(owner.0), Some(owner.1), AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(failed("give away folder", name))?;
+        make_upper(&opened)?;
+        for number in 0..more {
+            make_upper(&make_folder(&opened, &binds::draft_name(number))?)?;
         }
         Ok((folder, opened))
     }
@@ -157,7 +160,7 @@ impl Launcher {
         let mut descriptors = descriptors.into_iter();
         let (files, output) = (given(descriptors.next())?, given(descriptors.next())?);
         let layers = self.layers.try_clone().map_err(failed("pass on", "the folder of layers"))?;
-        let (folder, opened) = self.make_draft()?;
+        let (folder, opened) = self.make_draft(0)?;
         let task = Task::Seal { token, folder };
         Ok(Order { task, job: Job::Place { base, order }, descriptors: vec![layers, opened, files, output] })
     }
@@ -175,6 +178,18 @@ impl Launcher {
         self.throw_away(folder.to_owned())?;
         self.reply(&Reply::Unpacked { token, result })
     }
+}
+
+/// Makes `upper` and `work` in a folder, as overlayfs wants them.
+pub(super) fn make_upper(folder: &OwnedFd) -> Result<(), SysError> {
+    make_folder(folder, mounts::UPPER)?;
+    make_folder(folder, mounts::WORK).map(drop)
+}
+
+/// Makes a folder that belongs to the ids of image files, and opens it.
+fn make_folder(parent: &OwnedFd, name: &str) -> Result<OwnedFd, SysError> {
+    mkdirat(parent, name, Mode::from_raw_mode(0o755)).map_err(failed("make folder", name))?;
+    open_own(parent, name)
 }
 
 /// Stands for the zygote of a sandbox that none made.

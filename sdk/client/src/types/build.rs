@@ -1,7 +1,9 @@
 //! Builds: what is asked for besides the context, and what is told while one goes on.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -27,6 +29,60 @@ pub struct BuildRequest {
     pub no_cache: bool,
     /// What is made is no younger than this, in seconds since 1970, and depends on no clock.
     pub source_date_epoch: Option<i64>,
+    /// What `RUN --mount=type=secret` may show, by its id, in base64. It is kept nowhere.
+    pub secrets: BTreeMap<String, BuildSecret>,
+}
+
+/// The value of a secret in base64, which nothing that is written for people shows.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(transparent)]
+pub struct BuildSecret(pub String);
+
+impl fmt::Debug for BuildSecret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("BuildSecret")
+    }
+}
+
+/// A cache of builds: what `RUN --mount=type=cache` keeps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BuildCache {
+    /// Its id in the Dockerfile. Several can have the same: of another owner, or for commands that wanted their own.
+    pub id: String,
+    /// The name of its folder.
+    pub folder: String,
+    /// What it takes on disk; absent as long as it is used for the first time.
+    pub size_bytes: Option<u64>,
+    /// When it was made.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub created: Option<Timestamp>,
+    /// When it was used last.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub last_used: Option<Timestamp>,
+    /// Whether a command uses it now.
+    pub in_use: bool,
+}
+
+/// The caches of builds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BuildCacheList {
+    /// All of them.
+    pub caches: Vec<BuildCache>,
+    /// What they take on disk together.
+    pub size_bytes: u64,
+    /// What they may take together; what was not used for the longest time goes first.
+    pub size_bytes_max: u64,
+}
+
+/// Caches of builds that were removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BuildCachesRemoved {
+    /// Those that are gone.
+    pub removed: Vec<BuildCache>,
+    /// Those that stay since a command uses them.
+    pub kept: Vec<BuildCache>,
+    /// What was freed on disk.
+    pub freed_bytes: u64,
 }
 
 /// A step of a build.
