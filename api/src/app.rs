@@ -10,6 +10,7 @@ use axum::extract::FromRef;
 
 use crate::config::Config;
 use crate::images::Images;
+use crate::images::builds::Builds;
 use crate::jobs::submit::{Desk, Means};
 use crate::jobs::{Jobs, Mended, RunMeans};
 use crate::metrics::Metrics;
@@ -25,6 +26,8 @@ pub struct App {
     pub desk: Arc<Desk>,
     /// The images.
     pub images: Images,
+    /// The builds.
+    pub builds: Builds,
     /// The policies.
     pub policies: Arc<Policies>,
     /// The tokens.
@@ -68,6 +71,7 @@ impl App {
         let registry = Registry::new(config.registries.clone());
         let images = Images::open(&config.state, runtime.clone(), registry, config.bodies.image_bytes_max).await;
         let images = images.map_err(OpenError::Images)?;
+        let builds = Builds::open(state, &config.state).await?;
         let means = RunMeans {
             runtime: runtime.clone(),
             metrics: metrics.clone(),
@@ -92,7 +96,7 @@ impl App {
         });
         let system = System { jobs, metrics, runtime, draining };
         let json_bytes_max = config.bodies.json_bytes_max;
-        Ok(App { desk: Arc::new(desk), images, policies, tokens, uploads, system, json_bytes_max })
+        Ok(App { desk: Arc::new(desk), images, builds, policies, tokens, uploads, system, json_bytes_max })
     }
 }
 

@@ -12,6 +12,7 @@ use crate::config::{Config, Flags};
 
 mod amount;
 mod build;
+mod builds;
 mod bundle;
 mod connect;
 mod doctor;
@@ -80,6 +81,9 @@ enum Command {
     /// Build an image from a Dockerfile, or only check it
     #[command(after_help = build::EXAMPLES)]
     Build(Box<build::Arguments>),
+    /// List, follow and stop builds
+    #[command(subcommand)]
+    Builds(builds::Command),
     /// Run a command in a new sandbox and return its exit code
     #[command(after_help = run::EXAMPLES, after_long_help = format!("{}\n\n{EXIT_CODES}", run::EXAMPLES))]
     Run(Box<run::Arguments>),
@@ -164,6 +168,7 @@ fn talk(command: Command, reach: &connect::Reach) -> Result<ExitCode> {
         match command {
             Command::Image(command) => images::run(&client, command).await,
             Command::Build(arguments) => build::send::run(&client, &arguments).await,
+            Command::Builds(command) => builds::run(&client, command).await,
             Command::Run(arguments) => run::run(&client, *arguments).await,
             Command::Ps(arguments) => jobs::ps(&client, &arguments).await,
             Command::Logs(arguments) => jobs::logs(&client, &arguments).await,

@@ -38,6 +38,7 @@ pub struct Images {
     registry: Registry,
     transfers: Arc<Semaphore>,
     builds: Arc<Semaphore>,
+    build_readers: Arc<Semaphore>,
     /// Where the files of contexts lie while they are used.
     spools: Arc<Path>,
 }
@@ -64,6 +65,7 @@ impl Images {
             registry,
             transfers: permits(transfers::TRANSFERS_MAX),
             builds: permits(builds::BUILDS_MAX),
+            build_readers: permits(builds::READERS_MAX),
             spools: state.into(),
         };
         let reconciled = images.blocking(|images| images.store.reconcile(images.runtime.as_ref())).await?;

@@ -10,7 +10,10 @@ pub mod system;
 pub mod transfer;
 pub mod tree;
 
-pub use build::{BuildEvent, BuildRequest, BuildResult, BuildStep};
+pub use build::{
+    Build, BuildEvent, BuildList, BuildPlace, BuildRequest, BuildResult, BuildState, BuildStep, BuildStepState,
+    BuildStepStatus,
+};
 pub use image::{
     Image, ImageConfig, ImageDetails, ImageHistory, ImageKept, ImageLayer, ImageLeftOut, ImageList, ImagePruned,
     ImageRemoved, ImageSkipped, ImageStep, ImageTag, ImageTagged, ImageUsage, ImagesLoaded, ImagesPruned, ImagesUsage,
