@@ -22,16 +22,22 @@ use serde::Serialize;
 use super::{exit, policies};
 use crate::review;
 
+mod output;
 pub(super) mod progress;
 pub(super) mod send;
+mod unpack;
 mod verdicts;
 
+use output::Output;
 use progress::{Progress, harmless};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
   ampoule build -t app .
   ampoule build -t app:test -f docker/Dockerfile --target test --build-arg VERSION=2 .
+  ampoule build -t registry.example/app:1 --pull --push .
+  ampoule build --target files -o out .
+  ampoule build -o type=oci,dest=app.tar .
   ampoule builds logs -f $(ampoule build --detach -t app .)
   ampoule build --check .
   ampoule build --check -f docker/Dockerfile --target test --build-arg VERSION=2 .
@@ -65,6 +71,15 @@ pub(super) struct Arguments {
     /// Run every step, also those that were run before
     #[arg(long)]
     no_cache: bool,
+    /// Ask the registries for the base images again
+    #[arg(long)]
+    pull: bool,
+    /// Push the image to where its names say
+    #[arg(long, conflicts_with = "detach")]
+    push: bool,
+    /// Where the result goes: type=image, registry, oci, docker, tar or local, with dest=PATH; a folder; `-` for a tar
+    #[arg(short, long = "output", value_name = "TYPE", value_parser = Output::parse, conflicts_with = "detach")]
+    outputs: Vec<Output>,
     /// Label for the image
     #[arg(long = "label", value_name = "NAME=VALUE")]
     labels: Vec<String>,

@@ -215,9 +215,11 @@ impl Work {
                 format!("`{}` is wanted for {}, and only {own} can be built here", image.reference, image.platform);
             return Err(Refused::new(BUILD_FAILED, problem));
         }
-        match self.images.store.resolve(&image.reference) {
-            Err(ResolveError::NotFound { .. }) => {}
-            found => return found.map_err(|error| unresolved(&error)),
+        if !self.request.pull {
+            match self.images.store.resolve(&image.reference) {
+                Err(ResolveError::NotFound { .. }) => {}
+                found => return found.map_err(|error| unresolved(&error)),
+            }
         }
         let reference =
             Reference::parse(&image.reference).map_err(|error| Refused::new(BUILD_FAILED, error.to_string()))?;

@@ -16,6 +16,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::super::amount::shown_size;
 use super::super::{exit, table};
+use super::output::{self, Output};
 use super::progress::{Display, Progress, harmless};
 use super::{Arguments, build_arg, dockerfile_path, read_context, read_dockerfile};
 
@@ -35,6 +36,9 @@ pub(crate) async fn run(client: &Client, arguments: &Arguments) -> Result<ExitCo
              that it was started with"
         );
     }
+    let mut outputs = arguments.outputs.clone();
+    outputs.extend(arguments.push.then_some(Output::Image { push: true }));
+    output::check(&outputs, &arguments.tags)?;
     let source = read_dockerfile(arguments)?;
     let (context, ignored) = read_context(arguments)?;
     let request = BuildRequest { dockerignore_text: Some(ignored), ..request(arguments, &source, &context)? };
@@ -55,7 +59,13 @@ pub(crate) async fn run(client: &Client, arguments: &Arguments) -> Result<ExitCo
     if let Some(path) = &arguments.iidfile {
         fs::write(path, &result.image.digest).with_context(|| format!("could not write {}", path.display()))?;
     }
-    built(&result, progress)?;
+    for output in &outputs {
+        output::bring(client, output, &result, &arguments.tags).await?;
+    }
+    // What goes to standard output is the result then, and nothing else.
+    if !outputs.iter().any(Output::is_stdout) {
+        built(&result, progress)?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -78,6 +88,7 @@ fn request(arguments: &Arguments, source: &Source, context: &Context) -> Result<
         build_args: arguments.build_args.iter().filter_map(|text| build_arg(text)).collect(),
         labels: labels.collect(),
         no_cache: arguments.no_cache,
+        pull: arguments.pull,
         detach: arguments.detach,
         source_date_epoch: epoch.transpose().context("SOURCE_DATE_EPOCH is no number of seconds")?,
     })

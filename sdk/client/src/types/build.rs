@@ -28,6 +28,8 @@ pub struct BuildRequest {
     pub labels: BTreeMap<String, String>,
     /// Runs every step, also those that were run before.
     pub no_cache: bool,
+    /// Asks the registries for the base images again, also for those that are here.
+    pub pull: bool,
     /// What is made is no younger than this, in seconds since 1970, and depends on no clock.
     pub source_date_epoch: Option<i64>,
     /// Answers at once with the build, which goes on when whoever asked hangs up.
