@@ -11,6 +11,7 @@ use axum::extract::FromRef;
 
 use crate::config::Config;
 use crate::images::Images;
+use crate::images::builds::Builds;
 use crate::jobs::submit::{Desk, Means};
 use crate::jobs::{Jobs, Mended, RunMeans};
 use crate::metrics::Metrics;
@@ -26,6 +27,8 @@ pub struct App {
     pub desk: Arc<Desk>,
     /// The images.
     pub images: Images,
+    /// The builds.
+    pub builds: Builds,
     /// The policies.
     pub policies: Arc<Policies>,
     /// The tokens.
@@ -71,6 +74,7 @@ impl App {
         let (bytes_max, cache_bytes_max) = (config.bodies.image_bytes_max, config.build_cache_bytes_max);
         let images = Images::open(&config.state, runtime.clone(), registry, bytes_max, cache_bytes_max, network).await;
         let images = images.map_err(OpenError::Images)?;
+        let builds = Builds::open(state, &config.state).await?;
         let means = RunMeans {
             runtime: runtime.clone(),
             metrics: metrics.clone(),
@@ -96,7 +100,7 @@ impl App {
         });
         let system = System { jobs, metrics, runtime, draining };
         let json_bytes_max = config.bodies.json_bytes_max;
-        Ok(App { desk: Arc::new(desk), images, policies, tokens, uploads, system, json_bytes_max })
+        Ok(App { desk: Arc::new(desk), images, builds, policies, tokens, uploads, system, json_bytes_max })
     }
 }
 

@@ -13,6 +13,7 @@ use crate::config::{Config, Flags};
 mod amount;
 mod build;
 mod builder;
+mod builds;
 mod bundle;
 mod connect;
 mod doctor;
@@ -84,6 +85,9 @@ enum Command {
     /// Show and remove what builds keep for the next ones
     #[command(subcommand)]
     Builder(builder::Command),
+    /// List, follow and stop builds
+    #[command(subcommand)]
+    Builds(builds::Command),
     /// Run a command in a new sandbox and return its exit code
     #[command(after_help = run::EXAMPLES, after_long_help = format!("{}\n\n{EXIT_CODES}", run::EXAMPLES))]
     Run(Box<run::Arguments>),
@@ -169,6 +173,7 @@ fn talk(command: Command, reach: &connect::Reach) -> Result<ExitCode> {
             Command::Image(command) => images::run(&client, command).await,
             Command::Build(arguments) => build::send::run(&client, &arguments).await,
             Command::Builder(command) => builder::run(&client, command).await,
+            Command::Builds(command) => builds::run(&client, command).await,
             Command::Run(arguments) => run::run(&client, *arguments).await,
             Command::Ps(arguments) => jobs::ps(&client, &arguments).await,
             Command::Logs(arguments) => jobs::logs(&client, &arguments).await,

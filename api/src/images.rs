@@ -43,6 +43,7 @@ pub struct Images {
     /// What a RUN reaches that asks for nothing else.
     network: Network,
     caches: Arc<Caches>,
+    build_readers: Arc<Semaphore>,
     /// Where the files of contexts lie while they are used.
     spools: Arc<Path>,
 }
@@ -75,6 +76,7 @@ impl Images {
             builds: permits(builds::BUILDS_MAX),
             network,
             caches,
+            build_readers: permits(builds::READERS_MAX),
             spools: state.into(),
         };
         let reconciled = images.blocking(|images| images.store.reconcile(images.runtime.as_ref())).await?;

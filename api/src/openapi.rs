@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use utoipa::openapi::{Content, OpenApi as Document, RefOr};
 use utoipa::{Modify, OpenApi};
 
+use crate::images::builds::routes as builds;
 use crate::{images, jobs, policies, system, tokens, uploads};
 
 #[derive(OpenApi)]
@@ -19,6 +20,7 @@ use crate::{images, jobs, policies, system, tokens, uploads};
     tags(
         (name = "jobs", description = "Run commands and get their output, ending, figures and files"),
         (name = "images", description = "What jobs run in"),
+        (name = "builds", description = "Images from Dockerfiles"),
         (name = "policies", description = "Who decides what may run"),
         (name = "tokens", description = "Who may ask over TCP; managed over the unix socket only"),
         (name = "system", description = "The service itself"),
@@ -31,7 +33,8 @@ use crate::{images, jobs, policies, system, tokens, uploads};
         images::intake::import, images::intake::load, images::save::save, images::tags::tag,
         images::removal::remove, images::removal::prune,
         images::trees::export, images::trees::diff, images::trees::verify,
-        images::transfers::pull, images::transfers::push, images::builds::build,
+        images::transfers::pull, images::transfers::push,
+        builds::create, builds::list, builds::get, builds::cancel, builds::logs,
         images::caches::list, images::caches::remove,
         policies::list,
         tokens::create, tokens::list, tokens::revoke,

@@ -28,6 +28,8 @@ macro_rules! kinds {
 kinds! {
     /// The body is not the JSON that was expected.
     INVALID_JSON = BAD_REQUEST "invalid-json" "The body is not what was expected";
+    /// The parts of the body are not those that were expected.
+    INVALID_FORM = BAD_REQUEST "invalid-form" "The parts of the body are not what was expected";
     /// A part of the query cannot be used.
     INVALID_QUERY = BAD_REQUEST "invalid-query" "The query is not what was expected";
     /// A header cannot be used.
@@ -44,6 +46,8 @@ kinds! {
     NO_ROUTE = NOT_FOUND "no-such-route" "There is nothing here";
     /// There is no such job.
     NO_JOB = NOT_FOUND "job-not-found" "There is no such job";
+    /// There is no such build.
+    NO_BUILD = NOT_FOUND "build-not-found" "There is no such build";
     /// There is no such image.
     NO_IMAGE = NOT_FOUND "image-not-found" "There is no such image";
     /// There is no such artifact.
@@ -80,6 +84,10 @@ kinds! {
     INVALID_IMAGE = UNPROCESSABLE_ENTITY "invalid-image" "The archive cannot be imported";
     /// The Dockerfile cannot be used, or a step of it failed.
     BUILD_FAILED = UNPROCESSABLE_ENTITY "build-failed" "The image cannot be built";
+    /// Somebody stopped the build.
+    BUILD_CANCELLED = CONFLICT "build-cancelled" "The build was cancelled";
+    /// The service was stopped while the build was under way.
+    BUILD_INTERRUPTED = SERVICE_UNAVAILABLE "build-interrupted" "The build was interrupted";
     /// The registry does not let whoever asks do this.
     REGISTRY_DENIED = FORBIDDEN "registry-denied" "The registry does not allow it";
     /// The tag leads elsewhere than it is pinned to.

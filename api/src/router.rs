@@ -6,6 +6,7 @@ use axum::{Extension, Router, middleware};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::app::App;
+use crate::images::builds::routes as builds;
 use crate::jobs::routes as jobs;
 use crate::request::JsonBytesMax;
 use crate::{door, images, openapi, policies, system, tokens, uploads};
@@ -43,8 +44,10 @@ pub fn router(app: App, entrance: Entrance) -> Router {
         .route("/v1/images:load", post(images::intake::load))
         .route("/v1/images:pull", post(images::transfers::pull))
         .route("/v1/images:push", post(images::transfers::push))
-        .route("/v1/builds", post(images::builds::build))
+        .route("/v1/builds", get(builds::list).post(builds::create))
         .route("/v1/builds/caches", get(images::caches::list).delete(images::caches::remove))
+        .route("/v1/builds/{id}", get(builds::get).delete(builds::cancel))
+        .route("/v1/builds/{id}/logs", get(builds::logs))
         .route("/v1/images:export", get(images::trees::export))
         .route("/v1/images:diff", get(images::trees::diff))
         .route("/v1/images:verify", post(images::trees::verify))

@@ -237,7 +237,7 @@ async fn run(config: &Config, prepared: Prepared, policies: Arc<Policies>) -> Re
     let state = State::open(&config.state)?;
     let draining = Arc::new(AtomicBool::new(false));
     let app = App::open(config, &state, Arc::new(client.clone()), policies, draining.clone()).await?;
-    let jobs = app.system.jobs.clone();
+    let (jobs, builds) = (app.system.jobs.clone(), app.builds.clone());
     let (unix_routes, tcp_routes) = (router(app.clone(), Entrance::Unix), router(app, Entrance::Tcp));
     let (serving, served) =
         listen::serve(bound, unix_routes, tcp_routes, config.connections_max).map_err(system("serve"))?;
@@ -252,7 +252,7 @@ async fn run(config: &Config, prepared: Prepared, policies: Arc<Policies>) -> Re
     };
     draining.store(true, Ordering::Relaxed);
     serving.stop_accepting();
-    stop(&jobs, stopped, config.drain).await;
+    tokio::join!(stop(&jobs, stopped, config.drain), builds.leave());
     jobs.leave();
     finish_answers(&serving).await;
     if let Err(error) = client.leave().await {

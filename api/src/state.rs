@@ -24,10 +24,13 @@ const READERS_MAX: usize = 4;
 const UNMOVED_MAX: usize = 1000;
 /// How often it is looked whether there are so many.
 const CHECKPOINT_PERIOD: Duration = Duration::from_secs(1);
-/// The layout that this program writes.
-const LAYOUT: i64 = 1;
+/// The layout that this program writes: as many as there are schemas.
+const LAYOUT: i64 = SCHEMAS.len() as i64;
 
-const SCHEMA: &str = "
+/// What each layout adds to the one before.
+const SCHEMAS: [&str; 2] = [JOBS_SCHEMA, BUILDS_SCHEMA];
+
+const JOBS_SCHEMA: &str = "
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY,
     id BLOB NOT NULL UNIQUE,
@@ -60,6 +63,18 @@ CREATE TABLE tokens (
     sha256 BLOB NOT NULL UNIQUE,
     created_us INTEGER NOT NULL,
     expires_us INTEGER
+) STRICT;
+";
+
+const BUILDS_SCHEMA: &str = "
+CREATE TABLE builds (
+    number INTEGER PRIMARY KEY,
+    id BLOB NOT NULL UNIQUE,
+    state TEXT NOT NULL,
+    token TEXT NOT NULL,
+    record TEXT NOT NULL,
+    conclusion TEXT,
+    log_bytes INTEGER NOT NULL
 ) STRICT;
 ";
 
@@ -454,16 +469,15 @@ fn open_writer(file: &Path) -> Result<Connection, StateError> {
 
 fn migrate(connection: &mut Connection, file: &Path) -> Result<(), StateError> {
     let layout: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    match layout {
-        LAYOUT => Ok(()),
-        0 => {
-            let transaction = connection.transaction()?;
-            transaction.execute_batch(SCHEMA)?;
-            transaction.pragma_update(None, "user_version", LAYOUT)?;
-            Ok(transaction.commit()?)
-        }
-        layout => Err(StateError::Newer { file: file.to_owned(), layout }),
+    let done = usize::try_from(layout).unwrap_or(usize::MAX);
+    let Some(missing) = SCHEMAS.get(done..) else { return Err(StateError::Newer { file: file.to_owned(), layout }) };
+    if missing.is_empty() {
+        return Ok(());
     }
+    let transaction = connection.transaction()?;
+    missing.iter().try_for_each(|schema| transaction.execute_batch(schema))?;
+    transaction.pragma_update(None, "user_version", LAYOUT)?;
+    Ok(transaction.commit()?)
 }
 
 fn open_reader(file: &Path) -> Result<Connection, StateError> {
@@ -556,6 +570,21 @@ mod tests {
         }
         // The rounds are alike: a log that is begun anew after each is as long after the last as after one.
         assert!(lengths[5] < lengths[1] * 3 / 2, "{lengths:?} bytes of log after each round");
+    }
+
+    #[test]
+    fn a_database_of_an_older_layout_gets_what_it_lacks() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let old = Connection::open(folder.path().join("state.db")).expect("opens");
+        old.execute_batch(SCHEMAS[0]).and_then(|()| old.pragma_update(None, "user_version", 1)).expect("is made");
+        drop(old);
+        for _ in 0..2 {
+            let state = State::open(folder.path()).expect("opens");
+            let count = "SELECT (SELECT count(*) FROM builds) + (SELECT count(*) FROM tokens)";
+            let rows: i64 =
+                state.read_now(|connection| connection.query_row(count, [], |row| row.get(0))).expect("reads");
+            assert_eq!(rows, 0);
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! before and after. Nothing of this is linked with the product.
 
 pub mod archive;
+pub mod builds;
 pub mod distribution;
 pub mod docker;
 pub mod events;

@@ -2,44 +2,18 @@
 //! that failed, was given up or was killed.
 
 use std::fs;
-use std::path::Path;
-use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use ampoule_client::types::{BuildEvent, JobRequest};
-use ampoule_tests::archive::Archive;
+use ampoule_tests::builds::{build, build_folder, check_built, events, follow, said, tar_of};
 use ampoule_tests::service::{command, stdout};
-use ampoule_tests::{Options, Service, ampoule_program, archive, patience};
+use ampoule_tests::{Options, Service, archive, patience};
 use nix::sys::signal::Signal;
+use serde_json::json;
 
 /// How long something may take to go.
 const SETTLE_TIME: Duration = Duration::from_secs(20);
-
-/// A context with these files, and what building it says.
-fn build(service: &Service, files: &[(&str, &str)], flags: &[&str]) -> Output {
-    let folder = tempfile::tempdir().expect("the temporary folder can be written");
-    for (name, text) in files {
-        let path = folder.path().join(name);
-        fs::create_dir_all(path.parent().expect("it lies in the folder")).expect("it is ours");
-        fs::write(path, text).expect("it is ours");
-    }
-    build_folder(service, folder.path(), flags)
-}
-
-fn build_folder(service: &Service, folder: &Path, flags: &[&str]) -> Output {
-    let mut program = Command::new(ampoule_program());
-    program.args(["--host", &format!("unix://{}", service.socket().display()), "build"]).args(flags).arg(folder);
-    program.output().expect("the program can be run")
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn check_built(output: &Output) {
-    assert!(output.status.success(), "{}: {}", output.status, said(output));
-}
 
 /// What the image's own command prints.
 fn runs(service: &Service, image: &str, argv: &[&str]) -> String {
@@ -90,7 +64,7 @@ fn a_step_that_fails_tells_its_place_and_leaves_no_image() {
         build(&service, &[("Dockerfile", "FROM busybox\nRUN echo good\nRUN echo why >&2; exit 3\n")], &["-t", "app"]);
     let text = said(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains("#2 why\n") && text.contains("ended with 3") && text.contains("Dockerfile:3:1"), "{text}");
+    assert!(text.contains(" why\n") && text.contains("ended with 3") && text.contains("Dockerfile:3:1"), "{text}");
     service.send("GET", "/v1/images/app", &[], b"").expect_status(404);
     check_no_drafts(&service);
     for (dockerfile, expected) in [
@@ -132,9 +106,8 @@ fn a_link_out_of_the_context_is_copied_as_a_link() {
 #[test]
 fn whoever_hangs_up_stops_the_build() {
     let service = Service::start();
-    let tar = Archive::default().file("Dockerfile", 0o644, 0, b"FROM busybox\nRUN echo up; sleep 600\n").finish();
-    let headers = [("content-type", "application/x-tar")];
-    let answer = service.connect().stream_body("POST", "/v1/builds", &headers, &tar).expect("it answers");
+    let tar = tar_of(&[("Dockerfile", "FROM busybox\nRUN echo up; sleep 600\n")]);
+    let answer = follow(&service, &json!({}), &tar);
     assert_eq!(answer.status, 200);
     let mut events = answer.lines().map_while(Result::ok);
     assert!(events.any(|line| line.contains("\"up")), "the command does not run");
@@ -151,10 +124,8 @@ fn whoever_hangs_up_stops_the_build() {
 #[test]
 fn a_service_that_is_killed_in_a_step_leaves_no_half_layer() {
     let mut service = Service::start();
-    let tar =
-        Archive::default().file("Dockerfile", 0o644, 0, b"FROM busybox\nRUN echo half > /x; echo up; sleep 600\n");
-    let headers = [("content-type", "application/x-tar")];
-    let answer = service.connect().stream_body("POST", "/v1/builds", &headers, &tar.finish()).expect("it answers");
+    let tar = tar_of(&[("Dockerfile", "FROM busybox\nRUN echo half > /x; echo up; sleep 600\n")]);
+    let answer = follow(&service, &json!({}), &tar);
     let mut events = answer.lines().map_while(Result::ok);
     assert!(events.any(|line| line.contains("\"up")), "the command does not run");
     service.kill(Signal::SIGKILL);
@@ -168,13 +139,12 @@ fn equal_inputs_and_a_date_give_equal_digests_on_two_services() {
     let digest = || {
         let service = Service::start();
         let dockerfile = "FROM busybox\nRUN mkdir /d && echo x > /d/f && ln -s f /d/l\nCOPY a /srv/\nLABEL x=y\n";
-        let tar = Archive::default().file("Dockerfile", 0o644, 0, dockerfile.as_bytes()).file("a", 0o644, 0, b"a");
-        let path = "/v1/builds?options=%7B%22source_date_epoch%22%3A1700000000%7D";
-        let answer = service.send("POST", path, &[("content-type", "application/x-tar")], &tar.finish());
-        let text = answer.expect_status(200).text();
-        let last = text.lines().filter_map(|line| line.strip_prefix("data: ")).next_back().expect("there are events");
-        match serde_json::from_str(last).expect("it is an event") {
-            BuildEvent::Built(result) => result.image.digest,
+        let tar = tar_of(&[("Dockerfile", dockerfile), ("a", "a")]);
+        let mut text = String::new();
+        let mut answer = follow(&service, &json!({"source_date_epoch": 1_700_000_000}), &tar);
+        std::io::Read::read_to_string(&mut answer, &mut text).expect("it is text");
+        match events(&text).pop() {
+            Some(BuildEvent::Built(result)) => result.image.digest,
             other => panic!("{other:?}"),
         }
     };

@@ -22,15 +22,25 @@ use serde::Serialize;
 use super::{exit, policies};
 use crate::review;
 
+mod output;
+pub(super) mod progress;
 mod secret;
 pub(super) mod send;
+mod unpack;
 mod verdicts;
+
+use output::Output;
+use progress::{Progress, harmless};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
   ampoule build -t app .
   ampoule build -t app:test -f docker/Dockerfile --target test --build-arg VERSION=2 .
   ampoule build -t app --secret id=token,src=token.txt --secret id=key,env=API_KEY .
+  ampoule build -t registry.example/app:1 --pull --push .
+  ampoule build --target files -o out .
+  ampoule build -o type=oci,dest=app.tar .
+  ampoule builds logs -f $(ampoule build --detach -t app .)
   ampoule build --check .
   ampoule build --check -f docker/Dockerfile --target test --build-arg VERSION=2 .
   ampoule build --check --json . | jq .plan.stages
@@ -40,6 +50,7 @@ Exit codes:
   0    the image is built; with --check: it can be planned, and none of Docker's checks has anything to say
   1    a step failed, it cannot be planned, or a policy refuses it; with --check also: there are warnings;
        advice and warnings of policies alone are none of these
+  130  it was cancelled
   125  it was not understood what was asked for, or the service could not do it";
 
 /// Prefix of a context that is an image.
@@ -62,15 +73,30 @@ pub(super) struct Arguments {
     /// Run every step, also those that were run before
     #[arg(long)]
     no_cache: bool,
+    /// Ask the registries for the base images again
+    #[arg(long)]
+    pull: bool,
+    /// Push the image to where its names say
+    #[arg(long, conflicts_with = "detach")]
+    push: bool,
+    /// Where the result goes: type=image, registry, oci, docker, tar or local, with dest=PATH; a folder; `-` for a tar
+    #[arg(short, long = "output", value_name = "TYPE", value_parser = Output::parse, conflicts_with = "detach")]
+    outputs: Vec<Output>,
     /// Label for the image
     #[arg(long = "label", value_name = "NAME=VALUE")]
     labels: Vec<String>,
     /// Write the image's digest to this file
     #[arg(long, value_name = "FILE")]
     iidfile: Option<PathBuf>,
-    /// Print the image's digest only
+    /// How progress is shown
+    #[arg(long, value_enum, default_value_t = Progress::Auto)]
+    progress: Progress,
+    /// Print the image's digest only, as --progress=quiet does
     #[arg(short, long)]
     quiet: bool,
+    /// Print the build's id and leave it alone; `ampoule builds` lists and follows it
+    #[arg(short, long, conflicts_with = "iidfile")]
+    detach: bool,
     /// The stage to build [default: the last one]
     #[arg(long)]
     target: Option<String>,
@@ -134,7 +160,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let options = options(arguments)?;
     let policies = arguments.policies.as_deref().map(policies::bind).transpose()?;
     let source = read_dockerfile(arguments)?;
-    let context = read_context(arguments)?;
+    let (context, _) = read_context(arguments)?;
     let planned = dockerfile::parse(&source).and_then(|file| {
         let plan = plan(&source, &file, &options)?;
         let report = check(&file, &options, &plan, Some(&context));
@@ -170,11 +196,6 @@ fn print_text(source: &Source, planned: Result<&Checked, &Complaint>) -> Result<
         Err(complaint) => io::stderr().write_all(harmless(&render_error(complaint, source)).as_bytes())?,
     }
     Ok(())
-}
-
-/// Text for a terminal: what came from a file must not move its cursor.
-fn harmless(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && !matches!(c, '\n' | '\t') { '\u{fffd}' } else { c }).collect()
 }
 
 fn print_json(source: &Source, planned: Result<&Checked, &Complaint>) -> Result<()> {
@@ -274,18 +295,20 @@ fn read_dockerfile(arguments: &Arguments) -> Result<Source> {
     }
 }
 
-fn read_context(arguments: &Arguments) -> Result<Context> {
+/// The context, and the text of the ignore file that was applied to it.
+fn read_context(arguments: &Arguments) -> Result<(Context, String)> {
     let folder = &arguments.context;
     let text = folder.to_string_lossy();
     if text == "-" || text.contains("://") || text.starts_with("git@") {
         bail!("the context is not a folder\nhint: unpack or fetch it first; a Dockerfile alone is read with `-f -`");
     }
-    let ignored = read_ignore(arguments)?;
-    Context::open(folder, ignored, Limits::default()).with_context(|| format!("could not read the context {text}"))
+    let (ignored, patterns) = read_ignore(arguments)?;
+    let context = Context::open(folder, ignored, Limits::default());
+    Ok((context.with_context(|| format!("could not read the context {text}"))?, patterns))
 }
 
 /// `NAME.dockerignore` beside the Dockerfile, or else `.dockerignore` at the root of the context.
-fn read_ignore(arguments: &Arguments) -> Result<Ignore> {
+fn read_ignore(arguments: &Arguments) -> Result<(Ignore, String)> {
     let beside = dockerfile_path(arguments).map(|mut path| {
         path.as_mut_os_string().push(".dockerignore");
         path
@@ -298,10 +321,11 @@ fn read_ignore(arguments: &Arguments) -> Result<Ignore> {
         };
         let bytes = read_bounded(&mut file, ignore::FILE_BYTES_MAX);
         let bytes = bytes.with_context(|| format!("could not read {}", path.display()))?;
-        return Ignore::parse(&String::from_utf8_lossy(&bytes))
-            .with_context(|| format!("could not use {}", path.display()));
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let ignored = Ignore::parse(&text).with_context(|| format!("could not use {}", path.display()))?;
+        return Ok((ignored, text));
     }
-    Ok(Ignore::default())
+    Ok((Ignore::default(), String::new()))
 }
 
 /// All bytes, and one more than are allowed: what is too long is told by whoever reads it.

@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 use super::amount::shown_size;
 use super::{table, transfers, trees};
 
-mod archives;
+pub(super) mod archives;
 mod progress;
 mod prune;
 mod show;

@@ -18,7 +18,7 @@ use super::failure::ClosedPipe;
 use super::table;
 
 /// Length of a whole id.
-const ID_LENGTH: usize = 36;
+pub(super) const ID_LENGTH: usize = 36;
 /// Jobs of one page.
 const PAGE: u32 = 500;
 /// Pages that are searched for an abbreviated id, or listed.
@@ -177,7 +177,7 @@ fn between(from: Timestamp, to: Timestamp) -> Duration {
 }
 
 /// A time to its second, for what was long ago to its minute.
-fn coarse(from: Timestamp, to: Timestamp) -> String {
+pub(super) fn coarse(from: Timestamp, to: Timestamp) -> String {
     let seconds = between(from, to).as_secs();
     let rounded = if seconds >= 3600 { seconds - seconds % 60 } else { seconds };
     humantime::format_duration(Duration::from_secs(rounded)).to_string()
@@ -207,7 +207,7 @@ pub(super) async fn find(client: &Client, id: &str) -> Result<String> {
     }
 }
 
-fn is_meant(whole: &str, part: &str) -> bool {
+pub(super) fn is_meant(whole: &str, part: &str) -> bool {
     whole.starts_with(part) || whole.ends_with(part)
 }
 

@@ -65,6 +65,26 @@ pub(super) async fn push(client: &Client, arguments: PushArguments) -> Result<()
     follow(transfer, &arguments.show).await
 }
 
+/// Pushes an image to where its name says, and tells of it on standard error.
+pub(super) async fn push_quietly(client: &Client, image: &str) -> Result<()> {
+    let login = logins::find(Reference::parse(image)?.domain())?;
+    let request = PushRequest { reference: image.to_owned(), target: None };
+    let mut transfer = client.push_image(&request, login.as_ref()).await?;
+    while let Some(event) = transfer.next().await? {
+        match event {
+            TransferEvent::Failed { problem } => {
+                return Err(ClientError::Refused { problem, retry_after: None }.into());
+            }
+            TransferEvent::Pushed(_) => {
+                writeln!(io::stderr(), "{}", summary(&event))?;
+                return Ok(());
+            }
+            _ => {}
+        }
+    }
+    bail!("the service hung up before the end\nhint: its log says why")
+}
+
 async fn follow(mut transfer: Transfer, show: &Show) -> Result<()> {
     let mut display = match (show.quiet || show.json, io::stderr().is_terminal()) {
         (true, _) => Display::Nothing,

@@ -52,17 +52,22 @@ pub(super) struct VerifyArguments {
 
 /// Writes the file system of an image as one tar.
 pub(super) async fn export(client: &Client, arguments: &ExportArguments) -> Result<()> {
-    if arguments.output == "-" {
-        if io::stdout().is_terminal() {
-            bail!("a tar is nothing to read\nhint: name a file with --output, or send it into a pipe");
-        }
-        return pass_on(client, &arguments.image, &mut io::stdout().lock()).await;
+    if arguments.output == "-" && io::stdout().is_terminal() {
+        bail!("a tar is nothing to read\nhint: name a file with --output, or send it into a pipe");
     }
-    let path = Path::new(&arguments.output);
+    write(client, &arguments.image, &arguments.output).await
+}
+
+/// Writes the file system of an image to a file, which appears when it is whole, or to standard output for `-`.
+pub(super) async fn write(client: &Client, image: &str, output: &str) -> Result<()> {
+    if output == "-" {
+        return pass_on(client, image, &mut io::stdout().lock()).await;
+    }
+    let path = Path::new(output);
     let draft = draft_of(path);
     let about = || format!("could not write {}", path.display());
     let mut file = std::fs::File::create(&draft).with_context(about)?;
-    let written = pass_on(client, &arguments.image, &mut file).await;
+    let written = pass_on(client, image, &mut file).await;
     let written =
         written.and_then(|()| file.sync_all().and_then(|()| std::fs::rename(&draft, path)).with_context(about));
     if written.is_err() {
@@ -79,7 +84,8 @@ fn draft_of(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-async fn pass_on(client: &Client, image: &str, output: &mut impl Write) -> Result<()> {
+/// Writes the file system of an image.
+pub(super) async fn pass_on(client: &Client, image: &str, output: &mut impl Write) -> Result<()> {
     let mut download = client.export_image(image).await?;
     while let Some(bytes) = download.chunk().await.with_context(|| format!("could not export {image}"))? {
         output.write_all(&bytes)?;

@@ -1,6 +1,7 @@
 //! Archives that come in as bodies; they are handed to the store chunk by chunk, so that one of any length needs no
 //! memory.
 
+use std::fmt::Display;
 use std::io::{self, Read};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
 use bytes::{Buf, Bytes};
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use utoipa::IntoParams;
@@ -28,7 +29,7 @@ const CHUNKS_MAX: usize = 16;
 /// How long a client may pause while it sends an archive.
 const CHUNK_TIME: Duration = Duration::from_secs(60);
 /// How long the rest of a body is read that was refused.
-const DISCARD_TIME: Duration = Duration::from_secs(10);
+pub(super) const DISCARD_TIME: Duration = Duration::from_secs(10);
 
 /// What an imported image is called.
 #[derive(Clone, Debug, Default, Deserialize, IntoParams)]
@@ -88,13 +89,13 @@ impl Images {
     ) -> Result<T, Refused> {
         let busy = || Refused::new(BUSY, format!("{IMPORTS_MAX} imports are under way")).retry_after(5);
         let _permit = self.imports.try_acquire().map_err(|_| busy())?;
-        self.read(body, work).await?.map_err(|error| unimported(&error))
+        self.read(body.into_data_stream(), work).await?.map_err(|error| unimported(&error))
     }
 
-    /// Has `work` read a body.
-    pub(crate) async fn read<T: Send + 'static>(
+    /// Has `work` read a body, or a part of one.
+    pub(crate) async fn read<T: Send + 'static, E: Display>(
         &self,
-        body: Body,
+        body: impl Stream<Item = Result<Bytes, E>> + Unpin,
         work: impl FnOnce(&Images, Chunks) -> T + Send + 'static,
     ) -> Result<T, Refused> {
         let (sender, receiver) = mpsc::channel(CHUNKS_MAX);
@@ -108,8 +109,11 @@ impl Images {
 }
 
 /// Hands a body to the store. A store that listens no more has its own reason.
-async fn send(body: Body, sender: mpsc::Sender<io::Result<Bytes>>, bytes_max: u64) -> Result<(), Refused> {
-    let mut chunks = body.into_data_stream();
+async fn send<E: Display>(
+    mut chunks: impl Stream<Item = Result<Bytes, E>> + Unpin,
+    sender: mpsc::Sender<io::Result<Bytes>>,
+    bytes_max: u64,
+) -> Result<(), Refused> {
     let mut bytes = 0u64;
     loop {
         let refused = match tokio::time::timeout(CHUNK_TIME, chunks.next()).await {
@@ -136,7 +140,7 @@ async fn send(body: Body, sender: mpsc::Sender<io::Result<Bytes>>, bytes_max: u6
 
 /// Reads on for a while though nobody wants it: many clients read the answer only when they have sent everything, and
 /// one that is cut off in the middle would never learn why it was refused.
-async fn discard(mut chunks: axum::body::BodyDataStream) {
+async fn discard<E>(mut chunks: impl Stream<Item = Result<Bytes, E>> + Unpin) {
     let rest = async { while let Some(Ok(_)) = chunks.next().await {} };
     let _ = tokio::time::timeout(DISCARD_TIME, rest).await;
 }

@@ -1,5 +1,6 @@
 //! The service through its routes, with a real database and a runtime that plays given endings.
 
+mod builds;
 mod events;
 mod jobs;
 mod policies;

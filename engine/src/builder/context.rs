@@ -159,6 +159,12 @@ impl Context {
         Ok(Context { root: None, spool: Some(spool), entries, ignored })
     }
 
+    /// The same without what `ignored` leaves out.
+    #[must_use]
+    pub fn leaving_out(self, ignored: Ignore) -> Context {
+        Context { entries: tar::filter(self.entries, &ignored), ignored, ..self }
+    }
+
     /// A context without any file.
     pub fn empty() -> Context {
         Context { root: None, spool: None, entries: BTreeMap::new(), ignored: Ignore::default() }

@@ -137,7 +137,7 @@ pub struct StepInfo {
     pub of_stage: usize,
     /// How many steps the stage has.
     pub stage_steps: usize,
-    /// How it reads.
+    /// How it is written.
     pub text: String,
     /// Where it stands.
     pub position: Position,
@@ -171,7 +171,7 @@ pub enum Problem {
     /// A command did not end well.
     #[error("{}", ended(command, exit))]
     Command {
-        /// The step as it reads.
+        /// The step as it is written.
         command: String,
         /// How it ended.
         exit: Box<Exit>,
@@ -357,7 +357,7 @@ fn infos(plan: &Plan) -> (Vec<StepInfo>, BTreeMap<usize, usize>) {
                 stage: label(stage),
                 of_stage: at + 1,
                 stage_steps: stage.steps.len(),
-                text: step.text.clone(),
+                text: step.written.clone(),
                 position: step.position,
             });
         }

@@ -1,6 +1,7 @@
 //! A client of the service's HTTP API: one method a route, over a unix socket, TCP or TLS, with connections that are
 //! kept for the next request. It retries nothing by itself; whoever calls knows what may be done twice.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::error::Error as _;
 use std::fmt::Write as _;
@@ -24,6 +25,7 @@ use crate::types::{
     TokenCreated, TokenList, TokenRequest, Upload, Version,
 };
 
+mod builds;
 mod caches;
 mod connection;
 mod endpoint;
@@ -33,6 +35,7 @@ mod tls;
 mod transfer;
 mod trees;
 
+pub use builds::BuildQuery;
 pub use connection::ConnectionError;
 pub use endpoint::{Endpoint, EndpointError};
 pub use images::{ImageQuery, PruneQuery};
@@ -268,7 +271,7 @@ impl Client {
 
     /// Uploads a tar for the files of a job.
     pub async fn upload(&self, tar: Content) -> Result<Upload, ClientError> {
-        self.transfer(Call { content_type: "application/x-tar", ..Call::put("/v1/uploads") }, tar).await
+        self.transfer(Call::put("/v1/uploads").sends("application/x-tar"), tar).await
     }
 
     /// The policies in the order in which they are asked.
@@ -317,7 +320,7 @@ impl Client {
         let bytes = match document {
             Some(document) => {
                 let document = Bytes::from(serde_json::to_vec(document).map_err(wrong)?);
-                let call = Call { content_type: "application/json", ..call };
+                let call = call.sends("application/json");
                 let length = document.len() as u64;
                 self.exchange(call, whole(document), Some(length)).await?
             }
@@ -376,7 +379,7 @@ impl Client {
         let mut request = Request::builder().method(call.method).uri(call.path).header(HOST, self.host.clone());
         request = request.header(ACCEPT, call.accept);
         if !call.content_type.is_empty() {
-            request = request.header(CONTENT_TYPE, call.content_type);
+            request = request.header(CONTENT_TYPE, call.content_type.as_ref());
         }
         if let Some(length) = length {
             request = request.header(CONTENT_LENGTH, length);
@@ -460,7 +463,7 @@ struct Call {
     method: Method,
     path: String,
     accept: &'static str,
-    content_type: &'static str,
+    content_type: Cow<'static, str>,
     after: Option<String>,
     /// Who asks, to a registry behind the service.
     login: Option<HeaderValue>,
@@ -473,7 +476,7 @@ impl Call {
             method,
             path: path.to_owned(),
             accept: "*/*",
-            content_type: "",
+            content_type: Cow::Borrowed(""),
             after: None,
             login: None,
             answer_time: ANSWER_TIME_MAX,
@@ -494,6 +497,10 @@ impl Call {
 
     fn delete(path: &str) -> Call {
         Call::new(Method::DELETE, path)
+    }
+
+    fn sends(self, content_type: impl Into<Cow<'static, str>>) -> Call {
+        Call { content_type: content_type.into(), ..self }
     }
 
     fn within(self, answer_time: Duration) -> Call {

@@ -11,7 +11,8 @@ pub mod transfer;
 pub mod tree;
 
 pub use build::{
-    BuildCache, BuildCacheList, BuildCachesRemoved, BuildEvent, BuildRequest, BuildResult, BuildSecret, BuildStep,
+    Build, BuildCache, BuildCacheList, BuildCachesRemoved, BuildEvent, BuildList, BuildPlace, BuildRequest,
+    BuildResult, BuildSecret, BuildState, BuildStep, BuildStepState, BuildStepStatus,
 };
 pub use image::{
     Image, ImageConfig, ImageDetails, ImageHistory, ImageKept, ImageLayer, ImageLeftOut, ImageList, ImagePruned,

@@ -1,6 +1,5 @@
-//! Building itself: the context goes to the service, and what it tells is shown as lines that a pipe can take.
+//! Building itself: the context goes to the service, and what it tells is shown.
 
-use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Seek, Write};
@@ -9,20 +8,24 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use ampoule_client::client::{Content, Transfer};
-use ampoule_client::types::{BuildEvent, BuildRequest, BuildResult, BuildStep, Problem};
+use ampoule_client::types::{BuildEvent, BuildPlace, BuildRequest, BuildResult, Problem};
 use ampoule_client::{Client, ClientError};
 use ampoule_engine::builder::context::{Context, Kind};
-use ampoule_engine::builder::source::Source;
+use ampoule_engine::builder::source::{Source, Span};
 use anyhow::{Context as _, Result, bail};
 
 use super::super::amount::shown_size;
 use super::super::{exit, table};
-use super::{Arguments, build_arg, dockerfile_path, harmless, read_context, read_dockerfile, secret};
+use super::output::{self, Output};
+use super::progress::{Display, Progress, harmless};
+use super::{Arguments, build_arg, dockerfile_path, read_context, read_dockerfile, secret};
 
 /// The code of a problem that is the Dockerfile's, not ours.
 const BUILD_FAILED: &str = "build-failed";
 /// The code of a problem that is a policy's.
 const DENIED: &str = "denied-by-policy";
+/// The code of a build that somebody stopped.
+const CANCELLED: &str = "build-cancelled";
 
 /// Builds.
 pub(crate) async fn run(client: &Client, arguments: &Arguments) -> Result<ExitCode> {
@@ -33,14 +36,37 @@ pub(crate) async fn run(client: &Client, arguments: &Arguments) -> Result<ExitCo
              that it was started with"
         );
     }
+    let mut outputs = arguments.outputs.clone();
+    outputs.extend(arguments.push.then_some(Output::Image { push: true }));
+    output::check(&outputs, &arguments.tags)?;
     let source = read_dockerfile(arguments)?;
-    let context = read_context(arguments)?;
-    let request = request(arguments, &source, &context)?;
+    let (context, ignored) = read_context(arguments)?;
+    let request = BuildRequest { dockerignore_text: Some(ignored), ..request(arguments, &source, &context)? };
     let file = pack(&context)?;
     let length = file.metadata()?.len();
     let reader = Box::new(tokio::fs::File::from_std(file));
-    let building = client.build_image(&request, Content::Reader { reader, length: Some(length) }).await?;
-    follow(building, arguments, &source).await
+    let content = Content::Reader { reader, length: Some(length) };
+    if arguments.detach {
+        writeln!(io::stdout(), "{}", client.detach_build(&request, content).await?.id)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let progress = if arguments.quiet { Progress::Quiet } else { arguments.progress };
+    let result = match follow(client.build_image(&request, content).await?, progress, Some(&source)).await? {
+        Some(Ok(result)) => result,
+        Some(Err(code)) => return Ok(code),
+        None => bail!("the service hung up before the end\nhint: its log says why"),
+    };
+    if let Some(path) = &arguments.iidfile {
+        fs::write(path, &result.image.digest).with_context(|| format!("could not write {}", path.display()))?;
+    }
+    for output in &outputs {
+        output::bring(client, output, &result, &arguments.tags).await?;
+    }
+    // What goes to standard output is the result then, and nothing else.
+    if !outputs.iter().any(Output::is_stdout) {
+        built(&result, progress)?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn request(arguments: &Arguments, source: &Source, context: &Context) -> Result<BuildRequest> {
@@ -56,11 +82,14 @@ fn request(arguments: &Arguments, source: &Source, context: &Context) -> Result<
     Ok(BuildRequest {
         dockerfile: within.map_or_else(|| Some(source.name().to_owned()), |path| Some(path.to_owned())),
         dockerfile_text: within.is_none().then(|| source.text().to_owned()),
+        dockerignore_text: None,
         tags: arguments.tags.clone(),
         target: arguments.target.clone(),
         build_args: arguments.build_args.iter().filter_map(|text| build_arg(text)).collect(),
         labels: labels.collect(),
         no_cache: arguments.no_cache,
+        pull: arguments.pull,
+        detach: arguments.detach,
         source_date_epoch: epoch.transpose().context("SOURCE_DATE_EPOCH is no number of seconds")?,
         secrets: secret::read_all(&arguments.secrets)?,
     })
@@ -78,38 +107,45 @@ fn pack(context: &Context) -> Result<File> {
     Ok(file)
 }
 
-async fn follow(mut building: Transfer<BuildEvent>, arguments: &Arguments, source: &Source) -> Result<ExitCode> {
-    let (mut steps, mut warnings) = (HashMap::new(), HashSet::new());
+/// Shows what a build tells, to its end: the image, or the exit code of one that failed; nothing when the end is not told.
+pub(in crate::cli) async fn follow(
+    mut building: Transfer<BuildEvent>,
+    progress: Progress,
+    source: Option<&Source>,
+) -> Result<Option<Result<BuildResult, ExitCode>>> {
+    let mut display = Display::new(progress);
     while let Some(event) = building.next().await? {
+        display.show(&event)?;
         match event {
-            BuildEvent::Built(result) => return built(&result, arguments),
-            BuildEvent::Failed { problem, line } => return failed(problem, line, source),
-            BuildEvent::Planned { steps: planned } => {
-                steps.extend(planned.into_iter().map(|step| (step.step, step)));
-            }
-            // What is true of several steps is said once.
-            BuildEvent::Warning { message, .. } if !warnings.insert(message.clone()) => {}
-            event => show(&event, &steps, arguments.quiet)?,
+            BuildEvent::Built(result) => return Ok(Some(Ok(result))),
+            BuildEvent::Failed { problem, place } => return Ok(Some(Err(failed(problem, place, source)?))),
+            _ => {}
         }
     }
-    bail!("the service hung up before the end\nhint: its log says why")
+    Ok(None)
 }
 
-fn built(result: &BuildResult, arguments: &Arguments) -> Result<ExitCode> {
-    if let Some(path) = &arguments.iidfile {
-        fs::write(path, &result.image.digest).with_context(|| format!("could not write {}", path.display()))?;
+/// Tells of the image that was built, as it was asked to.
+pub(in crate::cli) fn built(result: &BuildResult, progress: Progress) -> Result<()> {
+    let mut stdout = io::stdout();
+    match progress {
+        // The last event said it.
+        Progress::Json => {}
+        Progress::Quiet => writeln!(stdout, "{}", result.image.digest)?,
+        Progress::Auto | Progress::Tty | Progress::Plain => {
+            let name = result.image.reference.as_deref().unwrap_or("(without a name)");
+            let size = shown_size(result.image.size_bytes);
+            writeln!(stdout, "{}  {}  {size}", table::plain(name), result.image.digest)?;
+        }
     }
-    if arguments.quiet {
-        writeln!(io::stdout(), "{}", result.image.digest)?;
-    } else {
-        let name = result.image.reference.as_deref().unwrap_or("(without a name)");
-        let size = shown_size(result.image.size_bytes);
-        writeln!(io::stdout(), "{}  {}  {size}", table::plain(name), result.image.digest)?;
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
-fn failed(problem: Box<Problem>, line: Option<usize>, source: &Source) -> Result<ExitCode> {
+fn failed(problem: Box<Problem>, place: Option<BuildPlace>, source: Option<&Source>) -> Result<ExitCode> {
+    if problem.code == CANCELLED {
+        writeln!(io::stderr(), "error: {}", harmless(&problem.detail))?;
+        return Ok(ExitCode::from(exit::CANCELLED));
+    }
     if ![BUILD_FAILED, DENIED].contains(&problem.code.as_str()) {
         return Err(ClientError::Refused { problem, retry_after: None }.into());
     }
@@ -117,37 +153,27 @@ fn failed(problem: Box<Problem>, line: Option<usize>, source: &Source) -> Result
     if let Some(policy) = &problem.policy {
         text.push_str(&format!("the policy `{policy}` refuses this: "));
     }
-    text.push_str(&format!("{}\n", problem.detail));
+    let shown = place.and_then(|place| excerpt(place, source?));
+    // The place comes with its line, below.
+    let at = place.filter(|_| shown.is_some()).map(|place| format!(":{}:{}: ", place.line, place.column));
+    let said = at.and_then(|at| problem.detail.split_once(&at)).map_or(problem.detail.as_str(), |(_, said)| said);
+    text.push_str(&format!("{said}\n"));
     if let Some(hint) = &problem.hint {
         text.push_str(&format!("hint: {hint}\n"));
     }
-    if let Some(span) = line.and_then(|line| source.line_span(line)) {
-        text.push_str(&source.excerpt(span));
-    }
+    text.extend(shown);
     io::stderr().write_all(harmless(&text).as_bytes())?;
     Ok(ExitCode::from(exit::CHECK_FAILED))
 }
 
-fn show(event: &BuildEvent, steps: &HashMap<usize, BuildStep>, is_quiet: bool) -> Result<()> {
-    if is_quiet {
-        return Ok(());
-    }
-    let head = |step: &usize| {
-        steps.get(step).map_or_else(String::new, |it| {
-            format!("[{} {}/{}] {}", it.stage, it.of_stage, it.stage_steps, it.text.lines().next().unwrap_or_default())
-        })
+/// The line of a place, as `--check` shows it.
+fn excerpt(place: BuildPlace, source: &Source) -> Option<String> {
+    let line = source.line_span(place.line)?;
+    let bytes_of = |text: &str, letters: usize| text.chars().take(letters).map(char::len_utf8).sum::<usize>();
+    let start = line.start + bytes_of(&source.text()[line.start..], place.column.saturating_sub(1));
+    let end = match place.length {
+        Some(length) => start + bytes_of(&source.text()[start..], length),
+        None => line.end,
     };
-    let text = match event {
-        BuildEvent::Pulling { reference } => format!("pulling {reference}\n"),
-        BuildEvent::Warning { message, .. } => format!("warning: {message}\n"),
-        BuildEvent::Started { step } => format!("#{} {}\n", step + 1, head(step)),
-        BuildEvent::Cached { step } => format!("#{} {}\n#{} CACHED\n", step + 1, head(step), step + 1),
-        BuildEvent::Output { step, text, .. } => text.lines().map(|line| format!("#{} {line}\n", step + 1)).collect(),
-        BuildEvent::Done { step, wall_ms } => {
-            format!("#{} DONE {}.{:03}s\n", step + 1, wall_ms / 1000, wall_ms % 1000)
-        }
-        BuildEvent::Planned { .. } | BuildEvent::Built(_) | BuildEvent::Failed { .. } => String::new(),
-    };
-    io::stderr().write_all(harmless(&text).as_bytes())?;
-    Ok(())
+    Some(source.excerpt(Span { start, end }))
 }

@@ -53,8 +53,8 @@ pub(in crate::cli) struct SaveArguments {
     compress: Option<SaveCompression>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum SaveFormat {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(in crate::cli) enum SaveFormat {
     /// As `docker save` writes it
     DockerArchive,
     /// An OCI image layout
@@ -136,19 +136,30 @@ pub(super) async fn save(client: &Client, arguments: &SaveArguments) -> Result<(
     if arguments.output == "-" && io::stdout().is_terminal() {
         bail!("standard output is a terminal; name a file with --output, or redirect it");
     }
-    let format = match arguments.format {
-        SaveFormat::DockerArchive => "docker-archive",
-        SaveFormat::OciArchive => "oci-archive",
-    };
     let compress = arguments.compress.map(|compress| match compress {
         SaveCompression::Gzip => "gzip",
         SaveCompression::Zstd => "zstd",
     });
-    let download = client.save_images(&arguments.images, format, compress).await?;
-    if arguments.output == "-" {
+    write(client, &arguments.images, arguments.format, compress, &arguments.output).await
+}
+
+/// Writes images as one archive to a file, or to standard output for `-`.
+pub(in crate::cli) async fn write(
+    client: &Client,
+    images: &[String],
+    format: SaveFormat,
+    compress: Option<&str>,
+    output: &str,
+) -> Result<()> {
+    let format = match format {
+        SaveFormat::DockerArchive => "docker-archive",
+        SaveFormat::OciArchive => "oci-archive",
+    };
+    let download = client.save_images(images, format, compress).await?;
+    if output == "-" {
         return receive(download, io::stdout().lock()).await;
     }
-    let path = Path::new(&arguments.output);
+    let path = Path::new(output);
     // A device or a pipe is written to as it is; a file appears when it is whole.
     if fs::metadata(path).is_ok_and(|metadata| {
         let kind = metadata.file_type();

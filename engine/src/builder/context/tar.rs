@@ -158,7 +158,7 @@ impl<R: Read> Read for Exact<R> {
 }
 
 /// What is not left out, with the folders above it.
-fn filter(all: BTreeMap<Vec<u8>, Entry>, ignored: &Ignore) -> BTreeMap<Vec<u8>, Entry> {
+pub(super) fn filter(all: BTreeMap<Vec<u8>, Entry>, ignored: &Ignore) -> BTreeMap<Vec<u8>, Entry> {
     let is_kept = |path: &Vec<u8>| !ignored.excludes(&String::from_utf8_lossy(path));
     let mut kept: BTreeSet<Vec<u8>> = BTreeSet::new();
     for path in all.keys().filter(|path| is_kept(path)) {

@@ -54,6 +54,15 @@ fn print(instruction: &Instruction, escape: char, formatter: &mut fmt::Formatter
     Ok(())
 }
 
+impl Instruction {
+    /// How it is written, in one line and without heredocs.
+    pub fn written(&self, escape: char) -> String {
+        let mut line = Printer { text: self.keyword.value.to_ascii_uppercase(), escape };
+        line.command(&self.command);
+        line.text
+    }
+}
+
 struct Printer {
     text: String,
     escape: char,

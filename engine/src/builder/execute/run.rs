@@ -76,7 +76,7 @@ impl Site {
         let (exit, layer) = ended.map_err(|_| WorkshopError::GivenUp)?;
         let exit = exit?;
         if exit.ending != Ending::Exited(0) {
-            return Err(Problem::Command { command: step.text.clone(), exit: Box::new(exit) });
+            return Err(Problem::Command { command: step.written.clone(), exit: Box::new(exit) });
         }
         Ok(self.workshop.keep(arrived?, layer?).await?)
     }

@@ -14,7 +14,9 @@ pub struct Step {
     pub position: Position,
     /// The instruction, by its index in the Dockerfile.
     pub instruction: usize,
-    /// How it reads when it is expanded, for people and for the history.
+    /// How it is written, for people; of a long one, the beginning.
+    pub written: String,
+    /// How it reads when it is expanded, for the history; of a long one, the beginning.
     pub text: String,
     /// Whether it comes from an ONBUILD of the base.
     pub is_trigger: bool,

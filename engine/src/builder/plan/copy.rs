@@ -199,7 +199,7 @@ impl Step {
             Action::Environment(set) | Action::Labels(set) => pairs(set),
             _ => 0,
         };
-        own + self.text.len()
+        own + self.text.len() + self.written.len()
     }
 }
 
@@ -215,7 +215,7 @@ impl Action {
 
     /// How it reads, for people and for the history of the image.
     pub(super) fn text(&self) -> String {
-        let mut text = match self {
+        match self {
             Action::Run(run) => run_text(run),
             Action::Copy(copy) => copy_text(copy),
             Action::Workdir(path) => format!("WORKDIR {path}"),
@@ -238,17 +238,17 @@ impl Action {
             Action::Entrypoint(words) => format!("ENTRYPOINT {}", json(words)),
             Action::Cmd(words) => format!("CMD {}", json(words)),
             Action::Author(author) => format!("MAINTAINER {author}"),
-        };
-        if text.len() > TEXT_BYTES_MAX {
-            let mut end = TEXT_BYTES_MAX;
-            while !text.is_char_boundary(end) {
-                end -= 1;
-            }
-            text.truncate(end);
-            text.push('…');
         }
-        text
     }
+}
+
+/// The beginning of a long text.
+pub(super) fn shortened(mut text: String) -> String {
+    if text.len() > TEXT_BYTES_MAX {
+        text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+        text.push('…');
+    }
+    text
 }
 
 fn copy_inputs(copy: &CopyAction) -> Vec<Input> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::action::{Action, HealthcheckAction, Step};
+use super::copy::shortened;
 use super::globals::PREDEFINED;
 use super::scope::{NO_RULES, Scope, expand_word};
 use super::stages::{Graph, Placed};
@@ -86,7 +87,8 @@ impl<'a> Planner<'a> {
             let step = Step {
                 position: self.source.position(placed.span.start),
                 instruction: placed.index,
-                text: action.text(),
+                written: shortened(placed.instruction.written(self.escape)),
+                text: shortened(action.text()),
                 is_trigger: placed.is_trigger,
                 action,
                 inputs,

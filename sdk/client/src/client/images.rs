@@ -47,12 +47,12 @@ impl Client {
     /// Imports an archive: a root file system, what `docker save` writes, or an OCI layout.
     pub async fn import_image(&self, name: Option<&str>, archive: Content) -> Result<ImageList, ClientError> {
         let path = with_query("/v1/images/import", &[("name", name)]);
-        self.transfer(Call { content_type: "application/x-tar", ..Call::post(&path) }, archive).await
+        self.transfer(Call::post(&path).sends("application/x-tar"), archive).await
     }
 
     /// Loads the images of an archive: what `docker save` writes, or an OCI layout.
     pub async fn load_images(&self, archive: Content) -> Result<ImagesLoaded, ClientError> {
-        self.transfer(Call { content_type: "application/x-tar", ..Call::post("/v1/images:load") }, archive).await
+        self.transfer(Call::post("/v1/images:load").sends("application/x-tar"), archive).await
     }
 
     /// An archive of images, as it is written. `format` is `docker-archive` or `oci-archive`, `compress` is `gzip` or

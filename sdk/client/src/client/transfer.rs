@@ -1,4 +1,4 @@
-//! Pulls, pushes and builds of the client: a request whose answer is its progress.
+//! Pulls and pushes of the client, and what they have in common with builds: a request whose answer is its progress.
 
 use std::collections::VecDeque;
 use std::marker::PhantomData;
@@ -10,8 +10,8 @@ use hyper::header::HeaderValue;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Call, Client, ClientError, Content, Download, SseEvent, SseParser, TRANSFER_TIME_MAX, whole, with_query};
-use crate::types::{BuildEvent, BuildRequest, PullRequest, PushRequest, RegistryLogin, TransferEvent};
+use super::{Call, Client, ClientError, Download, SseEvent, SseParser, whole};
+use crate::types::{PullRequest, PushRequest, RegistryLogin, TransferEvent};
 
 /// The progress of a pull, a push or a build. Dropping it stops the service's work.
 pub struct Transfer<E = TransferEvent> {
@@ -46,7 +46,7 @@ impl Client {
         request: &impl Serialize,
         login: Option<&RegistryLogin>,
     ) -> Result<Transfer, ClientError> {
-        let call = Call { accept: "text/event-stream", content_type: "application/json", ..Call::post(path) };
+        let call = Call { accept: "text/event-stream", ..Call::post(path) }.sends("application/json");
         let call = Call { login: login.map(header).transpose()?, ..call };
         let wrong = |source| ClientError::Answer { request: call.name(), source };
         let document = Bytes::from(serde_json::to_vec(request).map_err(wrong)?);
@@ -54,24 +54,10 @@ impl Client {
         let download = self.download_of(call, whole(document), Some(length)).await?;
         Ok(Transfer::new(download))
     }
-
-    /// Builds an image from a context, a plain tar.
-    pub async fn build_image(
-        &self,
-        request: &BuildRequest,
-        context: Content,
-    ) -> Result<Transfer<BuildEvent>, ClientError> {
-        let name = "POST /v1/builds".to_owned();
-        let options = serde_json::to_string(request).map_err(|source| ClientError::Answer { request: name, source })?;
-        let path = with_query("/v1/builds", &[("options", Some(&options))]);
-        let call = Call { accept: "text/event-stream", content_type: "application/x-tar", ..Call::post(&path) };
-        let (body, length) = context.into_body();
-        self.download_of(call.within(TRANSFER_TIME_MAX), body, length).await.map(Transfer::new)
-    }
 }
 
 impl<E> Transfer<E> {
-    fn new(download: Download) -> Transfer<E> {
+    pub(super) fn new(download: Download) -> Transfer<E> {
         Transfer { download, parser: SseParser::new(), ready: VecDeque::new(), kind: PhantomData }
     }
 }

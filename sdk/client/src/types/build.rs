@@ -17,6 +17,8 @@ pub struct BuildRequest {
     pub dockerfile: Option<String>,
     /// The text of the Dockerfile, when it is not in the context.
     pub dockerfile_text: Option<String>,
+    /// The patterns of what is left out of the context, instead of those in `NAME.dockerignore` or `.dockerignore` of it.
+    pub dockerignore_text: Option<String>,
     /// Names for the image.
     pub tags: Vec<String>,
     /// The stage to build; the last one without it.
@@ -27,8 +29,12 @@ pub struct BuildRequest {
     pub labels: BTreeMap<String, String>,
     /// Runs every step, also those that were run before.
     pub no_cache: bool,
+    /// Asks the registries for the base images again, also for those that are here.
+    pub pull: bool,
     /// What is made is no younger than this, in seconds since 1970, and depends on no clock.
     pub source_date_epoch: Option<i64>,
+    /// Answers at once with the build, which goes on when whoever asked hangs up.
+    pub detach: bool,
     /// What `RUN --mount=type=secret` may show, by its id, in base64. It is kept nowhere.
     pub secrets: BTreeMap<String, BuildSecret>,
 }
@@ -85,6 +91,105 @@ pub struct BuildCachesRemoved {
     pub freed_bytes: u64,
 }
 
+/// Where a build is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BuildState {
+    /// Under way.
+    Running,
+    /// There is an image.
+    Built,
+    /// There is none.
+    Failed,
+    /// Somebody stopped it, or hung up.
+    Cancelled,
+}
+
+impl BuildState {
+    /// The name as it travels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            BuildState::Running => "running",
+            BuildState::Built => "built",
+            BuildState::Failed => "failed",
+            BuildState::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// A build that is kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Build {
+    /// Its id.
+    pub id: String,
+    /// Where it is in its life.
+    pub state: BuildState,
+    /// The path of its Dockerfile.
+    pub dockerfile: String,
+    /// The names that it gives.
+    pub tags: Vec<String>,
+    /// The stage to build; the last one without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// The token it came with; `local` for the unix socket.
+    pub token: String,
+    /// When it was taken.
+    #[schema(value_type = String, format = DateTime)]
+    pub created: Timestamp,
+    /// When it ended.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Timestamp>,
+    /// What it came to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<BuildResult>,
+    /// Why there is no image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Box<Problem>>,
+    /// The place in the Dockerfile that the problem is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<BuildPlace>,
+    /// Its steps; not in lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<Vec<BuildStepStatus>>,
+}
+
+/// One page of builds, newest first.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct BuildList {
+    /// The builds.
+    pub builds: Vec<Build>,
+    /// What `cursor` takes to go on; absent on the last page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// Where a step is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BuildStepState {
+    /// Not begun.
+    Waiting,
+    /// Being run, or it was when the build ended.
+    Started,
+    /// Run before.
+    Cached,
+    /// Done.
+    Done,
+}
+
+/// A step, and how far it came.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BuildStepStatus {
+    /// The step.
+    pub step: BuildStep,
+    /// Where it is.
+    pub state: BuildStepState,
+    /// How long it took, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wall_ms: Option<u64>,
+}
+
 /// A step of a build.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct BuildStep {
@@ -96,10 +201,21 @@ pub struct BuildStep {
     pub of_stage: usize,
     /// How many steps the stage has.
     pub stage_steps: usize,
-    /// How it reads.
+    /// How it is written, in one line; of a long one, the beginning.
     pub text: String,
     /// Its line in the Dockerfile, from 1.
     pub line: usize,
+}
+
+/// A place in a Dockerfile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BuildPlace {
+    /// Its line, from 1.
+    pub line: usize,
+    /// Its column, from 1, in characters.
+    pub column: usize,
+    /// Its length in characters, with the ends of lines; nothing where an instruction as a whole is meant.
+    pub length: Option<usize>,
 }
 
 /// What a build came to.
@@ -121,9 +237,9 @@ pub enum BuildEvent {
         /// Its name.
         reference: String,
     },
-    /// What will be done.
+    /// What will be done. Comes several times when there are many steps.
     Planned {
-        /// All steps.
+        /// Some more steps.
         steps: Vec<BuildStep>,
     },
     /// Something that should be known, and that stops nothing.
@@ -151,6 +267,8 @@ pub enum BuildEvent {
         is_error: bool,
         /// What; bytes that are no text are replaced.
         text: String,
+        /// When, in milliseconds since the step was started.
+        step_ms: u64,
     },
     /// A step is done.
     Done {
@@ -165,7 +283,7 @@ pub enum BuildEvent {
     Failed {
         /// Why.
         problem: Box<Problem>,
-        /// The line of the Dockerfile that it is about.
-        line: Option<usize>,
+        /// The place in the Dockerfile that it is about.
+        place: Option<BuildPlace>,
     },
 }
