@@ -10,32 +10,17 @@ use std::time::{Duration, Instant};
 
 use ampoule_client::types::{BuildCache, BuildCacheList, BuildCachesRemoved};
 use ampoule_tests::archive::Archive;
-use ampoule_tests::{Options, Service, ampoule_program, patience};
+use ampoule_tests::builds::{build_folder, check_built, client, folder_of, follow, said, send};
+use ampoule_tests::{Options, Service, patience};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 /// How long something may take to come.
 const SETTLE_TIME: Duration = Duration::from_secs(20);
 
-fn ampoule(service: &Service) -> Command {
-    let mut program = Command::new(ampoule_program());
-    program.args(["--host", &format!("unix://{}", service.socket().display())]);
-    program
-}
-
 /// A context with this Dockerfile and these files.
 fn context(dockerfile: &str, files: &[(&str, &str)]) -> TempDir {
-    let folder = tempfile::tempdir().expect("the temporary folder can be written");
-    for (name, text) in [("Dockerfile", dockerfile)].iter().chain(files) {
-        let path = folder.path().join(name);
-        fs::create_dir_all(path.parent().expect("it lies in the folder")).expect("it is ours");
-        fs::write(path, text).expect("it is ours");
-    }
-    folder
-}
-
-fn build_folder(service: &Service, folder: &Path, flags: &[&str]) -> Output {
-    ampoule(service).arg("build").args(flags).arg(folder).output().expect("the program can be run")
+    folder_of(&[&[("Dockerfile", dockerfile)], files].concat())
 }
 
 fn build(service: &Service, dockerfile: &str, files: &[(&str, &str)], flags: &[&str]) -> Output {
@@ -43,18 +28,9 @@ fn build(service: &Service, dockerfile: &str, files: &[(&str, &str)], flags: &[&
 }
 
 fn start(service: &Service, folder: &TempDir) -> Child {
-    let mut program = ampoule(service);
+    let mut program = client(service, &[]);
     program.arg("build").arg(folder.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
     program.spawn().expect("the program can be run")
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-#[track_caller]
-fn check_built(output: &Output) {
-    assert!(output.status.success(), "{}: {}", output.status, said(output));
 }
 
 #[track_caller]
@@ -187,13 +163,13 @@ fn a_cache_is_kept_counted_shown_and_removed() {
     let big = list.iter().find(|cache| cache.id == "../../../../tmp/x").expect("it is in the list");
     assert!(big.size_bytes.is_some_and(|bytes| (2 << 20..3 << 20).contains(&bytes)), "{big:?}");
     assert_eq!(list.iter().filter(|cache| cache.id == "/c").count(), 2);
-    let shown = ampoule(&service).args(["builder", "du"]).output().expect("the program can be run");
+    let shown = client(&service, &[]).args(["builder", "du"]).output().expect("the program can be run");
     assert!(String::from_utf8_lossy(&shown.stdout).contains("../../../../tmp/x\t2.0 MiB\t"), "{shown:?}");
     let path = "/v1/builds/caches?id=..%2F..%2F..%2F..%2Ftmp%2Fx";
     let removed: BuildCachesRemoved = service.send("DELETE", path, &[], b"").expect_status(200).json();
     assert_eq!((removed.removed.len(), removed.kept.len(), removed.freed_bytes), (1, 0, big.size_bytes.unwrap_or(0)));
     assert_eq!(caches(&service).len(), list.len() - 1);
-    let pruned = ampoule(&service).args(["builder", "prune", "--force"]).output().expect("the program can be run");
+    let pruned = client(&service, &[]).args(["builder", "prune", "--force"]).output().expect("the program can be run");
     assert!(pruned.status.success() && caches(&service).is_empty(), "{pruned:?}");
     assert_eq!(fs::read_dir(service.state().join("caches")).expect("we are root").count(), 0);
     service.send("DELETE", "/v1/builds/caches?ID=x", &[], b"").expect_status(400);
@@ -332,7 +308,7 @@ fn a_secret_is_seen_by_its_command_and_by_nobody_else() {
     let secrets = tempfile::tempdir().expect("the temporary folder can be written");
     fs::write(secrets.path().join("token"), &value).expect("it is ours");
     let file = format!("id=token,src={}", secrets.path().join("token").display());
-    let mut program = ampoule(&service);
+    let mut program = client(&service, &[]);
     program.args(["build", "-t", "app", "--secret", &file, "--secret", "id=other,env=OTHER"]).env("OTHER", "second");
     let output = program.arg(folder.path()).output().expect("the program can be run");
     check_built(&output);
@@ -365,8 +341,8 @@ fn what_cannot_be_given_is_told_with_its_place_before_anything_runs() {
     let flag = format!("id=key,src={}", binary.path().join("key").display());
     let variable = "FROM busybox\nRUN --mount=type=secret,id=key,env=KEY true\n";
     check_refused(&build(&service, variable, &[], &["--secret", &flag]), &["Dockerfile:2:1", "cannot be a variable"]);
-    let options = "/v1/builds?options=%7B%22secrets%22%3A%7B%22x%22%3A%22no+base64%21%22%7D%7D";
-    let answer = service.send("POST", options, &[("content-type", "application/x-tar")], b"");
+    let parts: [(&str, &[u8]); 2] = [("request", br#"{"secrets": {"x": "no base64!"}}"#), ("context", b"")];
+    let answer = send(&service, &parts);
     assert!(answer.expect_status(422).text().contains("is not base64"));
 }
 
@@ -376,8 +352,7 @@ fn a_service_that_is_killed_while_a_step_uses_a_cache_leaves_it_usable() {
     let dockerfile = b"FROM busybox\nRUN --mount=type=cache,target=/c --mount=type=cache,from=busybox,target=/f \
         touch /c/x /f/x; echo up; sleep 600\n";
     let tar = Archive::default().file("Dockerfile", 0o644, 0, dockerfile).finish();
-    let headers = [("content-type", "application/x-tar")];
-    let answer = service.connect().stream_body("POST", "/v1/builds", &headers, &tar).expect("it answers");
+    let answer = follow(&service, &serde_json::json!({}), &tar);
     let mut events = answer.lines().map_while(Result::ok);
     assert!(events.any(|line| line.contains("\"up")), "the command does not run");
     assert!(caches(&service).iter().all(|cache| cache.in_use));

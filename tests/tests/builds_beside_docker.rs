@@ -8,8 +8,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use ampoule_tests::builds::client;
 use ampoule_tests::docker::Daemon;
-use ampoule_tests::{Options, Service, ampoule_program, archive};
+use ampoule_tests::{Options, Service, archive};
 use anyhow::{Result, ensure};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -73,11 +74,11 @@ impl Sides {
             run(Command::new("sh").arg("-eu").arg("make.sh").current_dir(&context))?;
             fs::remove_file(context.join("make.sh"))?;
         }
-        let mut ours = self.ampoule();
+        let mut ours = client(&self.service, &[]);
         ours.args(["build", "--tag", &format!("{name}:ampoule")]).arg(&context);
         run(&mut ours)?;
         let saved = self.folder.path().join(format!("{name}.tar"));
-        run(self.ampoule().args(["image", "save", &format!("{name}:ampoule"), "--output"]).arg(&saved))?;
+        run(client(&self.service, &[]).args(["image", "save", &format!("{name}:ampoule"), "--output"]).arg(&saved))?;
         run(self.daemon.command().args(["load", "--input"]).arg(&saved))?;
         // The client of the daemon's own version has BuildKit's part of the conversation.
         let mut theirs = Command::new("/usr/bin/docker");
@@ -88,12 +89,6 @@ impl Sides {
         let mut differences = differing_configs(&self.config(&ours)?, &self.config(&theirs)?);
         differences.extend(differing_trees(&self.tree(&ours)?, &self.tree(&theirs)?));
         Ok(differences)
-    }
-
-    fn ampoule(&self) -> Command {
-        let mut command = Command::new(ampoule_program());
-        command.args(["--host", &format!("unix://{}", self.service.socket().display())]);
-        command
     }
 
     fn config(&self, image: &str) -> Result<Value> {

@@ -3,14 +3,14 @@
 
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::{fs, io};
 
 use ampoule_client::types::{EndingKind, JobRequest, JobState};
+use ampoule_tests::builds::{build, check_built};
 use ampoule_tests::host::Other;
 use ampoule_tests::service::{kind, shell, stderr, stdout};
-use ampoule_tests::{Options, Service, ampoule_program, host};
+use ampoule_tests::{Options, Service, host};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
@@ -110,25 +110,13 @@ fn says(service: &Service, line: &str, expected: &str) {
     assert_eq!((kind(&job), stdout(&job)), (EndingKind::Exited, expected), "{job:#?}\n{}", stderr(&job));
 }
 
-#[track_caller]
-fn build(service: &Service, folder: &Path, flags: &[&str]) -> String {
-    let mut program = Command::new(ampoule_program());
-    program.args(["--host", &format!("unix://{}", service.socket().display()), "build"]).args(flags).arg(folder);
-    let output = program.output().expect("the program can be run");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{}: {said}", output.status);
-    said
-}
-
 #[test]
 fn a_run_reaches_the_world_by_name_and_leaves_nothing_of_that_in_the_image() {
     let world = World::new(0);
     let (service, _settings) = service(&format!("nameservers = ['{}']", world.near));
-    let folder = TempDir::new().expect("the temporary folder can be written");
     let dockerfile = "FROM busybox\nRUN wget -q -O /from http://world.test/ && cp /etc/resolv.conf /copy\n\
         RUN --network=none test $(ls /sys/class/net 2>/dev/null | wc -l) -eq 0 && ! wget -q -T 5 http://world.test/\n";
-    fs::write(folder.path().join("Dockerfile"), dockerfile).expect("the folder can be written");
-    build(&service, folder.path(), &["-t", "app"]);
+    check_built(&build(&service, &[("Dockerfile", dockerfile)], &["-t", "app"]));
     let job = service.run(&JobRequest { image: "app".to_owned(), ..shell("cat /from; echo; cat /copy; ls /etc") });
     let (from, rest) = stdout(&job).split_once('\n').expect("there are lines");
     // NAT: the world sees the machine.

@@ -21,8 +21,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -41,6 +42,10 @@ use crate::sys::{self, MountAttributes, SysError, failed, in_one_line};
 
 /// The launcher's program, in the folder of the service's.
 const NAME: &str = "ampoule-launcher";
+/// How long a former launcher may take to end.
+const FORMER_TIME: Duration = Duration::from_secs(30);
+/// How often it is looked whether it has.
+const FORMER_POLL: Duration = Duration::from_millis(2);
 /// Folder of unpacked layers, below the state folder.
 pub(crate) const LAYERS_FOLDER: &str = "layers";
 /// Folder of what builds keep for the next ones, below the state folder.
@@ -199,6 +204,7 @@ impl Launcher {
         let sandboxes_max = config.sandboxes_max.min(most / DESCRIPTORS_PER_SANDBOX / PLACES_PER_SANDBOX);
         let layers = open_kept(&config.state, LAYERS_FOLDER)?;
         let caches = open_kept(&config.state, CACHES_FOLDER)?;
+        wait_for_former(&layers)?;
         let root = cgroup::Hierarchy::discover()?.root(&instance_name(&config.state))?;
         root.sweep()?;
         let image_namespace = users::namespace(0, users::IMAGE_FIRST_ID)?;
@@ -273,6 +279,18 @@ fn open_kept(state: &Path, name: &str) -> Result<OwnedFd, SysError> {
         return Err(failed("trust", path.display().to_string())(foreign));
     }
     Ok(folder)
+}
+
+/// Waits for the end of a launcher that a killed service left, and of its sandboxes: each holds the folder of layers, and
+/// takes down what a new one would make.
+fn wait_for_former(layers: &OwnedFd) -> Result<(), SysError> {
+    let began = Instant::now();
+    loop {
+        match rustix::fs::flock(layers, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) if began.elapsed() < FORMER_TIME => std::thread::sleep(FORMER_POLL),
+            locked => return locked.map_err(failed("wait for", "the launcher before this one")),
+        }
+    }
 }
 
 /// Takes as many descriptors as the machine allows, and says how many those are.

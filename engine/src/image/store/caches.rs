@@ -307,14 +307,9 @@ impl Caches {
         }
         // One that cannot be counted takes more than there may be.
         let bytes = measured.unwrap_or(u64::MAX);
-        let record = self.entries().get_mut(&folder).map(|entry| {
-            entry.record.bytes = Some(bytes);
-            (entry.users, entry.record.clone())
-        });
-        // While it is used again, its record says that nobody knows.
-        if let Some((Users::Nobody, record)) = record
-            && let Err(error) = self.write(&folder, &record)
-        {
+        let caches = Arc::clone(&self);
+        let noted = tokio::task::spawn_blocking(move || caches.note_size(&folder, bytes)).await;
+        if let Ok(Err(error)) = noted {
             tracing::warn!(error = in_one_line(&error), "the record of a cache of builds was not written");
         }
         while let Some(oldest) = self.mark_oldest() {
@@ -323,6 +318,15 @@ impl Caches {
             }
             tracing::info!(folder = oldest.name(), "a cache of builds made room");
         }
+    }
+
+    fn note_size(&self, folder: &CacheFolder, bytes: u64) -> Result<(), StoreError> {
+        // Held while it is written: whoever takes the folder writes the same file.
+        let mut entries = self.entries();
+        let Some(entry) = entries.get_mut(folder) else { return Ok(()) };
+        entry.record.bytes = Some(bytes);
+        // While it is used again, its record says that nobody knows.
+        if entry.users == Users::Nobody { self.write(folder, &entry.record) } else { Ok(()) }
     }
 
     /// Marks the folder that was not used for the longest time as leaving, when all of them take too much.

@@ -170,9 +170,8 @@ impl Egress {
         let name = self.bridge_name();
         let netlink = Netlink::open().map_err(failed("open", "a netlink socket"))?;
         let index = match netlink.index(&name) {
-            Ok(index) => index,
             Err(Errno::NODEV) => return Ok(()),
-            Err(error) => return Err(failed("find bridge", name)(error)),
+            found => found.map_err(failed("find bridge", name.as_str()))?,
         };
         let _turn = turn()?;
         let table = self.table_name();
