@@ -5,7 +5,6 @@ use std::sync::atomic::AtomicBool;
 
 use ampoule_engine::image::registry::Registry;
 use ampoule_engine::runtime::Runtime;
-use ampoule_engine::spec::Network;
 use ampoule_plugins::Policies;
 use axum::extract::FromRef;
 
@@ -70,9 +69,9 @@ impl App {
     ) -> Result<App, OpenError> {
         let metrics = Arc::new(Metrics::new());
         let registry = Registry::new(config.registries.clone());
-        let network = if config.network.builds { Network::Egress } else { Network::None };
+        let reach = config.network.egress.clone().filter(|_| config.network.builds);
         let (bytes_max, cache_bytes_max) = (config.bodies.image_bytes_max, config.build_cache_bytes_max);
-        let images = Images::open(&config.state, runtime.clone(), registry, bytes_max, cache_bytes_max, network).await;
+        let images = Images::open(&config.state, runtime.clone(), registry, bytes_max, cache_bytes_max, reach).await;
         let images = images.map_err(OpenError::Images)?;
         let builds = Builds::open(state, &config.state).await?;
         let means = RunMeans {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ampoule_engine::image::registry::Registry;
 use ampoule_engine::image::store::{Caches, HeldImage, ResolveError, Store};
 use ampoule_engine::runtime::Runtime;
-use ampoule_engine::spec::Network;
+use ampoule_engine::sandbox::launcher::EgressTerms;
 use tokio::sync::Semaphore;
 
 use crate::problem::{IMAGE_DAMAGED, Kind, NO_IMAGE, Refused, sentence};
@@ -40,8 +40,8 @@ pub struct Images {
     registry: Registry,
     transfers: Arc<Semaphore>,
     builds: Arc<Semaphore>,
-    /// What a RUN reaches that asks for nothing else.
-    network: Network,
+    /// What builds reach, RUN and ADD alike; `None` when nothing.
+    reach: Option<Arc<EgressTerms>>,
     caches: Arc<Caches>,
     build_readers: Arc<Semaphore>,
     /// Where the files of contexts lie while they are used.
@@ -60,7 +60,7 @@ impl Images {
         registry: Registry,
         bytes_max: u64,
         cache_bytes_max: u64,
-        network: Network,
+        reach: Option<EgressTerms>,
     ) -> io::Result<Images> {
         let store = Arc::new(Store::open(state).map_err(io::Error::other)?);
         let caches = Caches::open(state, runtime.clone(), cache_bytes_max).await.map_err(io::Error::other)?;
@@ -74,7 +74,7 @@ impl Images {
             registry,
             transfers: permits(transfers::TRANSFERS_MAX),
             builds: permits(builds::BUILDS_MAX),
-            network,
+            reach: reach.map(Arc::new),
             caches,
             build_readers: permits(builds::READERS_MAX),
             spools: state.into(),

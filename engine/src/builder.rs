@@ -6,6 +6,7 @@ pub mod context;
 pub mod dockerfile;
 pub mod execute;
 pub mod expand;
+pub mod fetch;
 pub(crate) mod gather;
 mod glob;
 pub mod ignore;

@@ -7,11 +7,12 @@ use std::process::{Child, Command, Stdio};
 use std::{fs, io};
 
 use ampoule_client::types::{EndingKind, JobRequest, JobState};
-use ampoule_tests::builds::{build, check_built};
+use ampoule_tests::builds::{build, check_built, said};
 use ampoule_tests::host::Other;
 use ampoule_tests::service::{kind, shell, stderr, stdout};
 use ampoule_tests::{Options, Service, host};
 use nix::sys::signal::Signal;
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 /// Answers HTTP on every address of its namespace with the client's address, and every question for a name with its
@@ -124,6 +125,39 @@ fn a_run_reaches_the_world_by_name_and_leaves_nothing_of_that_in_the_image() {
     assert!(rest.starts_with(&format!("nameserver {}\n", world.near)), "{rest}");
     let in_base = stdout(&service.run(&shell("ls /etc"))).to_owned();
     assert!(rest.ends_with(&in_base), "{rest} does not end with {in_base}");
+}
+
+#[test]
+fn what_add_downloads_is_checked_kept_by_its_content_and_comes_from_the_world_only() {
+    let world = World::new(2);
+    let (service, _settings) = service(&format!("deny = ['{}/32']", world.far));
+    let add = |flags: &str, from: &str, to: &str| {
+        let dockerfile = format!("FROM busybox\nADD {flags} {from} {to}\nRUN --network=none cat /got >/copy\n");
+        build(&service, &[("Dockerfile", &dockerfile)], &["-t", "app"])
+    };
+    let url = format!("http://{}/some/file%20name", world.near);
+    // The world answers with the address that it sees.
+    let digest = Sha256::digest(world.host.as_bytes());
+    let checksum: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    check_built(&add(&format!("--checksum=sha256:{checksum}"), &url, "/got"));
+    let job = service.run(&JobRequest { image: "app".to_owned(), ..shell("cat /copy; stat -c ' %a %u %Y' /got") });
+    assert_eq!(stdout(&job), format!("{} 600 0 0\n", world.host));
+    let again = said(&add(&format!("--checksum=sha256:{checksum}"), &url, "/got"));
+    assert_eq!(again.matches(" CACHED").count(), 2, "{again}");
+    let dockerfile = format!("FROM busybox\nADD {url} /in/\nRUN --network=none cat '/in/file name'\n");
+    check_built(&build(&service, &[("Dockerfile", &dockerfile)], &[]));
+    let other = said(&add(&format!("--checksum=sha256:{}", "0".repeat(64)), &url, "/got"));
+    assert!(other.contains("not what --checksum says") && other.contains("Dockerfile:2:1"), "{other}");
+    let listener = TcpListener::bind("0.0.0.0:0").expect("a port is free");
+    listener.set_nonblocking(true).expect("it is a socket");
+    let port = listener.local_addr().expect("it is bound").port();
+    let hosts =
+        [format!("{}:{port}", world.host), format!("127.0.0.1:{port}"), format!("localhost:{port}"), world.far.clone()];
+    for host in hosts {
+        let refused = said(&add("", &format!("http://{host}/"), "/got"));
+        assert!(refused.contains("must not reach"), "{refused}");
+    }
+    assert_eq!(listener.accept().expect_err("nobody came").kind(), io::ErrorKind::WouldBlock);
 }
 
 #[test]

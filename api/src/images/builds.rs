@@ -9,12 +9,13 @@ use ampoule_client::types::{BuildEvent, BuildPlace, BuildRequest, BuildResult, B
 use ampoule_engine::builder::context::Context;
 use ampoule_engine::builder::dockerfile;
 use ampoule_engine::builder::execute::{self, Build, BuildError, Contexts, Event, Secret, execute, facts_of};
+use ampoule_engine::builder::fetch::{self, Downloads, FetchTerms};
 use ampoule_engine::builder::plan::{BaseFacts, ImageSource, Options, Plan, Platform, plan};
 use ampoule_engine::builder::source::{Complaint, Position, Source, Span};
 use ampoule_engine::image::reference::Reference;
 use ampoule_engine::image::store::{self, HeldImage, ResolveError, Stop, Workshop};
 use ampoule_engine::runtime::RuntimeError;
-use ampoule_engine::spec::Limits;
+use ampoule_engine::spec::{Limits, Network};
 use ampoule_plugins::{BuildChange, Policies};
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
@@ -160,6 +161,7 @@ impl Work {
         };
         let (plan, images) = self.plan(&mut options).await?;
         let labels = self.judge(&plan, &options).await?;
+        let downloads = self.download(&plan).await?;
         let build = Build {
             plan,
             contexts: Contexts { main: self.context.clone(), named: BTreeMap::new() },
@@ -168,7 +170,8 @@ impl Work {
             labels,
             epoch: self.request.source_date_epoch,
             limits: STEP_LIMITS,
-            network: self.images.network,
+            downloads,
+            network: if self.images.reach.is_some() { Network::Egress } else { Network::None },
             uses_known_steps: !self.request.no_cache,
             secrets: self.secrets.clone(),
             caches: self.images.caches.clone(),
@@ -209,6 +212,25 @@ impl Work {
             }
         }
         Err(Refused::new(BUILD_FAILED, "the ONBUILD triggers of its base images need ever more images").into())
+    }
+
+    /// What ADD downloads.
+    async fn download(&self, plan: &Plan) -> Result<Downloads, Stopped> {
+        let mut downloads = Downloads::new();
+        for (url, checksum, Position { line, column }) in fetch::wanted(plan) {
+            let place = Some(BuildPlace { line, column, length: None });
+            let Some(reach) = &self.images.reach else {
+                let problem = format!("`{url}` cannot be downloaded: builds reach nothing on this service");
+                let refused = Refused::new(BUILD_FAILED, problem).hint("put the file into the context");
+                return Err(Stopped { refused, place });
+            };
+            let _ = self.events.send(BuildEvent::Pulling { reference: url.to_owned() }).await;
+            let terms = FetchTerms { denied: reach.denied.clone(), spools: self.images.spools.to_path_buf() };
+            let download = fetch::fetch(url, checksum, &terms).await;
+            let download = download.map_err(|error| Stopped { refused: told(BUILD_FAILED, &error), place })?;
+            downloads.insert(url.to_owned(), Arc::new(download));
+        }
+        Ok(downloads)
     }
 
     /// An image that is here, or is brought here.

@@ -10,6 +10,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::context::{AppendError, Context, ContextError, SelectError};
+use super::fetch::{Download, Downloads};
 use super::ignore::Ignore;
 use super::plan::{BaseFacts, ImageSource, Input, Plan, Platform, Stage, Step};
 use super::source::Position;
@@ -47,6 +48,8 @@ pub struct Build {
     pub epoch: Option<i64>,
     /// Bounds of each RUN.
     pub limits: Limits,
+    /// What was downloaded for it.
+    pub downloads: Downloads,
     /// What a RUN reaches that asks for nothing else.
     pub network: Network,
     /// Whether steps that are known need not be run.
@@ -322,8 +325,11 @@ fn content_of(build: &Build, input: &Input) -> Result<Digest, Box<(Problem, Inpu
             let held = build.image(image).map_err(failed)?;
             Digest::parse(&held.digest).map_err(|error| failed(Problem::Missing(error.to_string())))
         }
-        Input::Url { url, checksum: Some(checksum) } => Ok(Digest::of(format!("{url}\n{checksum}").as_bytes())),
-        Input::Url { url, .. } => Ok(Digest::of(url.as_bytes())),
+        Input::Url { url, .. } => {
+            let Download { digest, name, modified, .. } = &**build.download(url).map_err(failed)?;
+            let name = name.as_deref().unwrap_or_default();
+            Ok(Digest::of(format!("{digest} {modified} {name}").as_bytes()))
+        }
         Input::Git { remote, .. } => Ok(Digest::of(remote.as_bytes())),
         Input::Inline { digest } => Ok(digest.clone()),
         Input::Stage { stage, .. } => Ok(Digest::of(stage.to_string().as_bytes())),
@@ -398,6 +404,12 @@ impl Build {
     }
 }
 
+impl Build {
+    fn download(&self, url: &str) -> Result<&Arc<Download>, Problem> {
+        self.downloads.get(url).ok_or_else(|| Problem::Missing(format!("`{url}` was not downloaded")))
+    }
+}
+
 impl fmt::Debug for Build {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Build").field("names", &self.names).finish_non_exhaustive()
@@ -414,5 +426,5 @@ fn with_epoch(key: &Digest, epoch: Option<i64>) -> Digest {
 
 /// Whether a step that was run once need not be run again: all that it depends on is in its key.
 fn is_repeatable(step: &Step) -> bool {
-    step.inputs.iter().all(|input| !matches!(input, Input::Url { checksum: None, .. } | Input::Git { .. }))
+    step.inputs.iter().all(|input| !matches!(input, Input::Git { .. }))
 }

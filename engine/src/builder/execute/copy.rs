@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,8 +12,9 @@ use tokio::net::unix::pipe;
 use tokio::task::spawn_blocking;
 
 use super::stage::Tree;
-use super::{Problem, Site, parse_exclude};
+use super::{Build, Problem, Site, parse_exclude};
 use crate::builder::context::{Context, Picked};
+use crate::builder::fetch::Download;
 use crate::builder::plan::{CopyAction, CopyFrom, Origin};
 use crate::image::archive;
 use crate::image::compression::{Bounds, Decompressed};
@@ -23,6 +25,10 @@ use crate::sys::in_one_line;
 
 /// Mode of a file that stands in the Dockerfile.
 const INLINE_MODE: u32 = 0o644;
+/// Mode of a file that was downloaded, as Docker has it.
+const DOWNLOADED_MODE: u32 = 0o600;
+/// Stands for the name of a download that has none, where the destination gives it one.
+const UNNAMED: &str = "download";
 /// How much of a file is looked at to tell whether it is an archive.
 const ARCHIVE_HEAD_BYTES: usize = 512;
 
@@ -30,6 +36,7 @@ const ARCHIVE_HEAD_BYTES: usize = 512;
 enum Part {
     Picked { picked: Picked, unpacks: bool },
     Inline { name: String, content: String },
+    Downloaded { download: Arc<Download>, unpacks: bool },
 }
 
 impl Site {
@@ -48,7 +55,7 @@ impl Site {
                     _ => None,
                 };
                 let context = Arc::clone(self.build.contexts.find(name)?);
-                let parts = parts_of(&context, copy)?;
+                let parts = parts_of(&context, copy, &self.build)?;
                 let parents = copy.parents;
                 self.place(tree, order, Source::Files(Box::new(move |output| write(&context, &parts, parents, output))))
                     .await
@@ -191,7 +198,7 @@ fn wanted_of(copy: &CopyAction) -> Result<Wanted, Problem> {
 
 fn unsupported(source: &CopyFrom) -> Problem {
     Problem::Unsupported(match source {
-        CopyFrom::Url(url) => format!("`ADD {url}` cannot be done yet\nhint: put the file into the context"),
+        CopyFrom::Url(url) => format!("`{url}` cannot be taken from there"),
         CopyFrom::Git { remote, .. } => {
             format!("`ADD {remote}` cannot be done yet\nhint: put the repository into the context")
         }
@@ -200,7 +207,7 @@ fn unsupported(source: &CopyFrom) -> Problem {
     })
 }
 
-fn parts_of(context: &Context, copy: &CopyAction) -> Result<Vec<Part>, Problem> {
+fn parts_of(context: &Context, copy: &CopyAction, build: &Build) -> Result<Vec<Part>, Problem> {
     let exclude = parse_exclude(&copy.exclude)?;
     let mut parts = Vec::new();
     for source in &copy.sources {
@@ -214,7 +221,15 @@ fn parts_of(context: &Context, copy: &CopyAction) -> Result<Vec<Part>, Problem> 
             CopyFrom::Inline { name, content } => {
                 parts.push(Part::Inline { name: name.clone(), content: content.clone() });
             }
-            other => return Err(unsupported(other)),
+            CopyFrom::Url(url) => {
+                let download = Arc::clone(build.download(url)?);
+                if download.name.is_none() && copy.destination.ends_with('/') {
+                    let problem = format!("`{url}` has no name for a file\nhint: write the name into the destination");
+                    return Err(Problem::Unsupported(problem));
+                }
+                parts.push(Part::Downloaded { download, unpacks: copy.unpack == Some(true) });
+            }
+            CopyFrom::Git { .. } => return Err(unsupported(source)),
         }
     }
     Ok(parts)
@@ -240,7 +255,18 @@ fn write(context: &Context, parts: &[Part], parents: bool, output: File) -> Resu
     let mut archive = tar::Builder::new(io::BufWriter::with_capacity(128 * 1024, output));
     for part in parts {
         match part {
-            Part::Picked { picked, unpacks: true } => write_unpacked(context, picked, &mut archive)?,
+            Part::Picked { picked, unpacks: true } => {
+                write_unpacked(context.content(&picked.root)?, &archive::printable(&picked.root), &mut archive)?;
+            }
+            Part::Downloaded { download, unpacks: true } => {
+                write_unpacked(content_of(download)?, download.name.as_deref().unwrap_or_default(), &mut archive)?;
+            }
+            Part::Downloaded { download, .. } => {
+                let mut header = header(tar::EntryType::Regular, DOWNLOADED_MODE, download.modified);
+                header.set_size(download.size);
+                let path = [b"f/", download.name.as_deref().unwrap_or(UNNAMED).as_bytes()].concat();
+                archive.append_data(&mut header, as_path(&path), content_of(download)?).map_err(writing)?;
+            }
             Part::Picked { picked, .. } => write_picked(context, picked, parents, &mut archive)?,
             Part::Inline { name, content } => {
                 let mut header = header(tar::EntryType::Regular, INLINE_MODE, 0);
@@ -284,12 +310,11 @@ fn pivoted(path: &[u8]) -> &[u8] {
 }
 
 /// Writes what an archive holds, as the files of a folder.
-fn write_unpacked(context: &Context, picked: &Picked, archive: &mut Archive) -> Result<(), Problem> {
+fn write_unpacked(packed: impl Read, path: &str, archive: &mut Archive) -> Result<(), Problem> {
     let unreadable = |error: &dyn std::error::Error| {
-        let path = archive::printable(&picked.root);
         Problem::Unsupported(format!("the archive `{path}` cannot be unpacked: {}", in_one_line(error)))
     };
-    let plain = Decompressed::new(context.content(&picked.root)?, Bounds::default());
+    let plain = Decompressed::new(packed, Bounds::default());
     let mut reader = archive::Reader::new(plain.map_err(|error| unreadable(&error))?, archive::Limits::default());
     while let Some(entry) = reader.next_entry().map_err(|error| unreadable(&error))? {
         let head = entry.head().clone();
@@ -322,6 +347,27 @@ fn write_unpacked(context: &Context, picked: &Picked, archive: &mut Archive) -> 
         .map_err(writing)?;
     }
     Ok(())
+}
+
+/// What was downloaded, from its start; several steps may read it at a time.
+fn content_of(download: &Download) -> Result<impl Read + use<>, Problem> {
+    let file = download.file.try_clone().map_err(writing)?;
+    let mut offset = 0;
+    let read = move |buffer: &mut [u8]| {
+        let count = file.read_at(buffer, offset)?;
+        offset += count as u64;
+        Ok(count)
+    };
+    Ok(Reading(read))
+}
+
+/// Reads by a function.
+struct Reading<F>(F);
+
+impl<F: FnMut(&mut [u8]) -> io::Result<usize>> Read for Reading<F> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        (self.0)(buffer)
+    }
 }
 
 fn header(kind: tar::EntryType, mode: u32, mtime: i64) -> tar::Header {

@@ -232,9 +232,9 @@ pub struct BuildResult {
 #[serde(tag = "kind", rename_all = "snake_case")]
 #[expect(clippy::large_enum_variant, reason = "there is one at a time, and the large one is the last")]
 pub enum BuildEvent {
-    /// A base image is being brought in from its registry.
+    /// A base image is being brought in from its registry, or what ADD downloads from its address.
     Pulling {
-        /// Its name.
+        /// Its name, or the address.
         reference: String,
     },
     /// What will be done. Comes several times when there are many steps.
