@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ampoule_client::types::{BuildEvent, JobRequest};
-use ampoule_tests::builds::{build, build_folder, check_built, events, follow, said, tar_of};
+use ampoule_tests::builds::{build, build_folder, check_built, client, events, folder_of, follow, said, tar_of};
 use ampoule_tests::service::{command, stdout};
 use ampoule_tests::{Options, Service, archive, patience};
 use nix::sys::signal::Signal;
@@ -149,4 +149,27 @@ fn equal_inputs_and_a_date_give_equal_digests_on_two_services() {
         }
     };
     assert_eq!(digest(), digest());
+}
+
+#[test]
+fn a_build_that_does_not_come_out_the_same_twice_is_told_by_its_first_difference() {
+    let service = Service::start();
+    let prove = |run: &str, epoch: Option<&str>| {
+        let folder = folder_of(&[("Dockerfile", &format!("FROM busybox\nRUN --network=none {run}\n"))]);
+        let mut program = client(&service, &["build", "--prove-reproducible", "-t", "app"]);
+        program.env_remove("SOURCE_DATE_EPOCH").envs(epoch.map(|epoch| ("SOURCE_DATE_EPOCH", epoch)));
+        program.arg(folder.path()).output().expect("the program can be run")
+    };
+    let same = prove("echo the same > /made", Some("1700000000"));
+    check_built(&same);
+    assert!(said(&same).contains("reproducible: the second build is sha256:"), "{}", said(&same));
+    let other = prove("head -c 20 /dev/urandom > /made; echo kept > /a", Some("1700000000"));
+    assert_eq!(other.status.code(), Some(1), "{}", said(&other));
+    assert!(said(&other).contains("the first difference: changed  /made"), "{}", said(&other));
+    let clock = prove("true", None);
+    assert!(
+        said(&clock).contains("depends on the clock") && said(&clock).contains("SOURCE_DATE_EPOCH="),
+        "{}",
+        said(&clock)
+    );
 }

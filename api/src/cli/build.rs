@@ -24,6 +24,7 @@ use crate::review;
 
 mod output;
 pub(super) mod progress;
+mod prove;
 mod secret;
 pub(super) mod send;
 mod unpack;
@@ -76,6 +77,9 @@ pub(super) struct Arguments {
     /// Ask the registries for the base images again
     #[arg(long)]
     pull: bool,
+    /// Build twice, the second time every step anew, and fail with the first difference
+    #[arg(long, conflicts_with_all = ["detach", "check"])]
+    prove_reproducible: bool,
     /// Push the image to where its names say
     #[arg(long, conflicts_with = "detach")]
     push: bool,

@@ -108,7 +108,8 @@ pub(super) async fn diff(client: &Client, arguments: &DiffArguments) -> Result<(
     Ok(())
 }
 
-fn row(change: &ImageChange) -> Vec<String> {
+/// A change in words.
+pub(super) fn row(change: &ImageChange) -> Vec<String> {
     let word = match change.change {
         ChangeKind::Added => "added",
         ChangeKind::Removed => "removed",

@@ -1,7 +1,7 @@
 //! Building itself: the context goes to the service, and what it tells is shown.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Seek, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -18,7 +18,7 @@ use super::super::amount::shown_size;
 use super::super::{exit, table};
 use super::output::{self, Output};
 use super::progress::{Display, Progress, harmless};
-use super::{Arguments, build_arg, dockerfile_path, read_context, read_dockerfile, secret};
+use super::{Arguments, build_arg, dockerfile_path, prove, read_context, read_dockerfile, secret};
 
 /// The code of a problem that is the Dockerfile's, not ours.
 const BUILD_FAILED: &str = "build-failed";
@@ -42,20 +42,31 @@ pub(crate) async fn run(client: &Client, arguments: &Arguments) -> Result<ExitCo
     let source = read_dockerfile(arguments)?;
     let (context, ignored) = read_context(arguments)?;
     let request = BuildRequest { dockerignore_text: Some(ignored), ..request(arguments, &source, &context)? };
-    let file = pack(&context)?;
-    let length = file.metadata()?.len();
-    let reader = Box::new(tokio::fs::File::from_std(file));
-    let content = Content::Reader { reader, length: Some(length) };
+    if arguments.prove_reproducible {
+        prove::check(&request)?;
+    }
     if arguments.detach {
-        writeln!(io::stdout(), "{}", client.detach_build(&request, content).await?.id)?;
+        writeln!(io::stdout(), "{}", client.detach_build(&request, pack(&context)?).await?.id)?;
         return Ok(ExitCode::SUCCESS);
     }
     let progress = if arguments.quiet { Progress::Quiet } else { arguments.progress };
-    let result = match follow(client.build_image(&request, content).await?, progress, Some(&source)).await? {
-        Some(Ok(result)) => result,
-        Some(Err(code)) => return Ok(code),
-        None => bail!("the service hung up before the end\nhint: its log says why"),
+    let build = async |request: &BuildRequest| {
+        let told = follow(client.build_image(request, pack(&context)?).await?, progress, Some(&source)).await?;
+        told.context("the service hung up before the end\nhint: its log says why")
     };
+    let result = match build(&request).await? {
+        Ok(result) => result,
+        Err(code) => return Ok(code),
+    };
+    if arguments.prove_reproducible {
+        let is_same = match build(&prove::again(&request)).await? {
+            Ok(second) => prove::compare(client, &result, &second).await?,
+            Err(code) => return Ok(code),
+        };
+        if !is_same {
+            return Ok(ExitCode::from(exit::CHECK_FAILED));
+        }
+    }
     if let Some(path) = &arguments.iidfile {
         fs::write(path, &result.image.digest).with_context(|| format!("could not write {}", path.display()))?;
     }
@@ -96,7 +107,7 @@ fn request(arguments: &Arguments, source: &Source, context: &Context) -> Result<
 }
 
 /// The context as a tar, in a file without a name.
-fn pack(context: &Context) -> Result<File> {
+fn pack(context: &Context) -> Result<Content> {
     let mut tar =
         tar::Builder::new(io::BufWriter::new(tempfile::tempfile().context("could not make a temporary file")?));
     for (path, _) in context.entries() {
@@ -104,7 +115,8 @@ fn pack(context: &Context) -> Result<File> {
     }
     let mut file = tar.into_inner()?.into_inner()?;
     file.rewind()?;
-    Ok(file)
+    let length = Some(file.metadata()?.len());
+    Ok(Content::Reader { reader: Box::new(tokio::fs::File::from_std(file)), length })
 }
 
 /// Shows what a build tells, to its end: the image, or the exit code of one that failed; nothing when the end is not told.
