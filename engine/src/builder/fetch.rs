@@ -89,9 +89,8 @@ pub async fn fetch(url: &str, checksum: Option<&str>, terms: &FetchTerms) -> Res
     let limits = Limits::new(terms);
     limits.check_literal(&parsed).map_err(failed)?;
     let name = parsed.path_segments().and_then(|mut parts| parts.next_back()).filter(|name| !name.is_empty());
-    let name = name
-        .map(|name| percent_decoded(name))
-        .filter(|name| !matches!(name.as_str(), "." | "..") && !name.contains(['/', '\0']));
+    let name =
+        name.map(percent_decoded).filter(|name| !matches!(name.as_str(), "." | "..") && !name.contains(['/', '\0']));
     let download = receive(&client, parsed, name, terms);
     let download = tokio::time::timeout(TIME, download).await;
     let download =
