@@ -44,7 +44,8 @@ fn stages_are_built_named_and_run_and_the_second_time_nothing_is_done() {
         RUN rm /bin/vi; echo $WORD $(cat /made) > said\nUSER 7\nCMD [\"cat\", \"said\"]\n";
     let files =
         [("Dockerfile", dockerfile), ("a", "a"), ("b/c", "c"), ("ignored", "x"), (".dockerignore", "ignored\n")];
-    check_built(&build(&service, &files, &["-t", "app", "-t", "app:2"]));
+    let first = build(&service, &files, &["-t", "app", "-t", "app:2"]);
+    check_built(&first);
     assert_eq!(runs(&service, "app", &["cat", "said"]), "hello made\n");
     assert_eq!(runs(&service, "app:2", &["stat", "-c", "%u:%g %a", "a", "c"]), "7:8 640\n7:8 640\n");
     assert_eq!(runs(&service, "app", &["sh", "-c", "test ! -e /bin/vi && pwd && id -u"]), "/srv\n7\n");
@@ -52,6 +53,7 @@ fn stages_are_built_named_and_run_and_the_second_time_nothing_is_done() {
     check_built(&again);
     let text = said(&again);
     assert_eq!(text.matches(" CACHED\n").count(), 5, "{text}");
+    assert_eq!(first.stdout, again.stdout, "it is the same image");
     let changed = build(&service, &[&files[..2], &[("a", "other"), ("b/c", "c")]].concat(), &["-t", "app"]);
     assert_eq!(said(&changed).matches(" CACHED\n").count(), 3, "{}", said(&changed));
     assert_eq!(runs(&service, "app", &["cat", "a"]), "other");

@@ -21,6 +21,8 @@ pub(super) struct Config {
     author: Option<String>,
     variant: Option<Value>,
     history: Vec<Value>,
+    /// How old the youngest thing is that it tells of.
+    pub(super) created: Option<Timestamp>,
     /// Whether this stage has set the command, so that an entry point does not take it away.
     has_command: bool,
 }
@@ -45,6 +47,7 @@ impl Config {
             author: whole.get("author").and_then(Value::as_str).map(str::to_owned),
             variant: whole.remove("variant").filter(|variant| !variant.is_null()),
             history,
+            created: whole.get("created").and_then(Value::as_str).and_then(|text| text.parse().ok()),
             has_command: false,
         })
     }
@@ -56,17 +59,27 @@ impl Config {
         base
     }
 
-    /// Notes what a step does to the image, and that it was done.
-    pub(super) fn apply(&mut self, step: &Step, has_layer: bool, epoch: Option<i64>) {
+    /// Notes what a step does to the image, and that it was done. `created` is absent for what has no time of its own:
+    /// that is as old as what came before, or else as what comes next, so that known steps give the same image again.
+    pub(super) fn apply(&mut self, step: &Step, has_layer: bool, created: Option<Timestamp>) {
         self.set(&step.action);
+        self.created = created.or(self.created);
         let mut entry = Map::new();
-        entry.insert("created".to_owned(), json!(time(epoch)));
         entry.insert("created_by".to_owned(), json!(step.text));
         entry.insert("comment".to_owned(), json!(COMMENT));
         if !has_layer {
             entry.insert("empty_layer".to_owned(), json!(true));
         }
         self.history.push(Value::Object(entry));
+        if let Some(created) = self.created {
+            self.date_history(created);
+        }
+    }
+
+    /// Dates what of the history has no date.
+    fn date_history(&mut self, created: Timestamp) {
+        let undated = self.history.iter_mut().filter_map(Value::as_object_mut).filter(|it| !it.contains_key("created"));
+        undated.for_each(|entry| drop(entry.insert("created".to_owned(), json!(created.to_string()))));
     }
 
     fn set(&mut self, action: &Action) {
@@ -179,12 +192,6 @@ fn healthcheck(probe: &HealthcheckAction) -> Value {
     Value::Object(value)
 }
 
-/// Now, or the time that a build is said to be of.
-fn time(epoch: Option<i64>) -> String {
-    let said = epoch.and_then(|epoch| Timestamp::from_second(epoch).ok());
-    said.unwrap_or_else(Timestamp::now).to_string()
-}
-
 /// The bytes of a finished config. Keys are in the order of their names, so that equal configs are equal bytes.
 pub(super) fn finish(tree: &Tree, build: &Build) -> Vec<u8> {
     let mut config = tree.config.clone();
@@ -195,10 +202,13 @@ pub(super) fn finish(tree: &Tree, build: &Build) -> Vec<u8> {
     let (os, architecture) =
         own_platform().split_once('/').map(|(os, arch)| (os.to_owned(), arch.to_owned())).unwrap_or_default();
     let diff_ids: Vec<String> = tree.layers.iter().map(|layer| format!("sha256:{}", layer.layer.hex())).collect();
+    let epoch = build.epoch.and_then(|epoch| Timestamp::from_second(epoch).ok());
+    let created = epoch.or(config.created).unwrap_or_else(Timestamp::now);
+    config.date_history(created);
     let mut whole = Map::new();
     whole.insert("architecture".to_owned(), json!(architecture));
     whole.insert("os".to_owned(), json!(os));
-    whole.insert("created".to_owned(), json!(time(build.epoch)));
+    whole.insert("created".to_owned(), json!(created.to_string()));
     whole.insert("config".to_owned(), Value::Object(config.run));
     whole.insert("history".to_owned(), Value::Array(config.history));
     whole.insert("rootfs".to_owned(), json!({ "type": "layers", "diff_ids": diff_ids }));

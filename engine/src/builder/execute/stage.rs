@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use jiff::Timestamp;
+
 use super::config::Config;
 use super::{BuildError, Event, Problem, Site};
 use crate::builder::plan::{Action, Base, Origin, Stage, Step};
@@ -78,19 +80,21 @@ impl Site {
     async fn step(&self, number: usize, step: &Step, key: &Digest, tree: &mut Tree) -> Result<(), Problem> {
         let makes_files = matches!(step.action, Action::Run(_) | Action::Copy(_) | Action::Workdir(_));
         let result = if makes_files {
-            self.files_of(number, step, key, tree).await?
+            Some(self.files_of(number, step, key, tree).await?)
         } else {
             self.tell(Event::Started { step: number }).await;
             self.tell(Event::Done { step: number, wall_ms: 0 }).await;
-            StepResult { layer: None }
+            None
         };
-        tree.config.apply(step, result.layer.is_some(), self.build.epoch);
-        if tree.layers.len() + usize::from(result.layer.is_some()) > LAYERS_MAX {
+        let created = self.epoch().or(result.as_ref().map(|result| result.created));
+        let layer = result.and_then(|result| result.layer);
+        tree.config.apply(step, layer.is_some(), created);
+        if tree.layers.len() + usize::from(layer.is_some()) > LAYERS_MAX {
             return Err(Problem::Unsupported(format!(
                 "the image has more than {LAYERS_MAX} layers\nhint: join several RUN into one, or copy with one COPY"
             )));
         }
-        tree.layers.extend(result.layer);
+        tree.layers.extend(layer);
         Ok(())
     }
 
@@ -118,7 +122,7 @@ impl Site {
         let began = Instant::now();
         let layer = self.make(number, step, tree).await?;
         drop(slot);
-        let result = StepResult { layer };
+        let result = StepResult { layer, created: Timestamp::now() };
         let (at, remembered) = (key.clone(), result.clone());
         let remembering = tokio::task::spawn_blocking(move || store.remember_step(&at, &remembered));
         // A step that cannot be remembered is run again the next time.
@@ -128,6 +132,11 @@ impl Site {
         let wall_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.tell(Event::Done { step: number, wall_ms }).await;
         Ok(result)
+    }
+
+    /// The time that the build is said to be of.
+    fn epoch(&self) -> Option<Timestamp> {
+        self.build.epoch.and_then(|epoch| Timestamp::from_second(epoch).ok())
     }
 
     async fn take_known(&self, number: usize, result: StepResult) -> Result<StepResult, Problem> {

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::blobs::{Blobs, write_atomically};
@@ -28,6 +29,8 @@ const RECORD_BYTES_MAX: u64 = 4096;
 pub struct StepResult {
     /// The layer that it made, if it changed a file.
     pub layer: Option<BuiltLayer>,
+    /// When it was run: an image that has it says so, however often it is built again.
+    pub created: Timestamp,
 }
 
 /// A record as it is on disk.
@@ -38,28 +41,31 @@ struct Record {
     digest: Option<Digest>,
     size: u64,
     layer: Option<LayerId>,
+    created: Timestamp,
 }
 
 impl Record {
     fn of(result: &StepResult) -> Record {
+        let created = result.created;
         match &result.layer {
-            None => Record { media_type: String::new(), digest: None, size: 0, layer: None },
+            None => Record { media_type: String::new(), digest: None, size: 0, layer: None, created },
             Some(BuiltLayer { content, layer }) => Record {
                 media_type: content.media_type.clone(),
                 digest: Some(content.digest.clone()),
                 size: content.size,
                 layer: Some(layer.clone()),
+                created,
             },
         }
     }
 
     fn result(self) -> Option<StepResult> {
-        let Record { media_type, digest, size, layer } = self;
+        let Record { media_type, digest, size, layer, created } = self;
         match (digest, layer) {
-            (None, None) => Some(StepResult { layer: None }),
+            (None, None) => Some(StepResult { layer: None, created }),
             (Some(digest), Some(layer)) => {
                 let content = Content { media_type, digest, size };
-                Some(StepResult { layer: Some(BuiltLayer { content, layer }) })
+                Some(StepResult { layer: Some(BuiltLayer { content, layer }), created })
             }
             _ => None,
         }
