@@ -9,7 +9,7 @@ use ampoule_client::types::{BuildEvent, BuildPlace, BuildRequest, BuildResult, B
 use ampoule_engine::builder::context::Context;
 use ampoule_engine::builder::dockerfile;
 use ampoule_engine::builder::execute::{self, Build, BuildError, Contexts, Event, Secret, execute, facts_of};
-use ampoule_engine::builder::fetch::{self, Downloads, FetchTerms};
+use ampoule_engine::builder::fetch::{self, Downloads, FetchError, Fetcher};
 use ampoule_engine::builder::plan::{BaseFacts, ImageSource, Options, Plan, Platform, plan};
 use ampoule_engine::builder::source::{Complaint, Position, Source, Span};
 use ampoule_engine::image::reference::Reference;
@@ -217,18 +217,31 @@ impl Work {
     /// What ADD downloads.
     async fn download(&self, plan: &Plan) -> Result<Downloads, Stopped> {
         let mut downloads = Downloads::new();
-        for (url, checksum, Position { line, column }) in fetch::wanted(plan) {
-            let place = Some(BuildPlace { line, column, length: None });
-            let Some(reach) = &self.images.reach else {
-                let problem = format!("`{url}` cannot be downloaded: builds reach nothing on this service");
-                let refused = Refused::new(BUILD_FAILED, problem).hint("put the file into the context");
-                return Err(Stopped { refused, place });
+        let mut wanted = fetch::wanted(plan).peekable();
+        let Some(&(first, _, position)) = wanted.peek() else { return Ok(downloads) };
+        let stopped = |refused, Position { line, column }| Stopped {
+            refused,
+            place: Some(BuildPlace { line, column, length: None }),
+        };
+        let Some(reach) = &self.images.reach else {
+            let problem = format!("`{first}` cannot be downloaded: builds reach nothing on this service");
+            let refused = Refused::new(BUILD_FAILED, problem).hint("put the file into the context");
+            return Err(stopped(refused, position));
+        };
+        let fetcher = Fetcher::new(&reach.denied, self.images.spools.to_path_buf());
+        let fetcher = fetcher.map_err(|error| Refused::internal(&error))?;
+        for (url, checksum, position) in wanted {
+            let failed = |error: FetchError| stopped(told(BUILD_FAILED, &error), position);
+            let download = match downloads.get(url) {
+                Some(download) => Arc::clone(download),
+                None => {
+                    let _ = self.events.send(BuildEvent::Pulling { reference: url.to_owned() }).await;
+                    let download = Arc::new(fetcher.fetch(url).await.map_err(failed)?);
+                    downloads.insert(url.to_owned(), Arc::clone(&download));
+                    download
+                }
             };
-            let _ = self.events.send(BuildEvent::Pulling { reference: url.to_owned() }).await;
-            let terms = FetchTerms { denied: reach.denied.clone(), spools: self.images.spools.to_path_buf() };
-            let download = fetch::fetch(url, checksum, &terms).await;
-            let download = download.map_err(|error| Stopped { refused: told(BUILD_FAILED, &error), place })?;
-            downloads.insert(url.to_owned(), Arc::new(download));
+            checksum.map_or(Ok(()), |checksum| download.check(url, checksum)).map_err(failed)?;
         }
         Ok(downloads)
     }

@@ -29,13 +29,12 @@ const PAUSE: Duration = Duration::from_secs(60);
 /// How many redirects lead to an answer.
 const REDIRECTS_MAX: usize = 10;
 
-/// What downloads may reach, and where they are put.
-#[derive(Clone, Debug)]
-pub struct FetchTerms {
-    /// Addresses that are not reached.
-    pub denied: Vec<Ipv4Net>,
+/// Downloads for builds, from where they may reach.
+pub struct Fetcher {
+    client: Client,
+    limits: Limits,
     /// The folder whose file system takes the files.
-    pub spools: PathBuf,
+    spools: PathBuf,
 }
 
 /// A file that was downloaded.
@@ -63,73 +62,86 @@ pub struct FetchError {
     pub problem: String,
 }
 
-/// What a plan downloads: addresses, what each is said to be, and the first step that wants it.
-pub fn wanted(plan: &Plan) -> Vec<(&str, Option<&str>, Position)> {
-    let mut found = Vec::new();
-    for step in plan.stages.iter().flat_map(|stage| &stage.steps) {
-        for input in &step.inputs {
-            if let Input::Url { url, checksum } = input {
-                found.push((url.as_str(), checksum.as_deref(), step.position));
-            }
-        }
-    }
-    found.sort_by_key(|(url, checksum, _)| (*url, *checksum));
-    found.dedup_by_key(|(url, checksum, _)| (*url, *checksum));
-    found
+/// What a plan downloads: addresses, what each is said to be, and the steps that want it.
+pub fn wanted(plan: &Plan) -> impl Iterator<Item = (&str, Option<&str>, Position)> {
+    let steps = plan.stages.iter().flat_map(|stage| &stage.steps);
+    steps.flat_map(|step| {
+        step.inputs.iter().filter_map(|input| match input {
+            Input::Url { url, checksum } => Some((url.as_str(), checksum.as_deref(), step.position)),
+            _ => None,
+        })
+    })
 }
 
-/// Downloads a file, and checks what it is said to be.
-///
-/// # Errors
-/// An address that may not be reached, an answer that is none, another content than `checksum` says, a full disk.
-pub async fn fetch(url: &str, checksum: Option<&str>, terms: &FetchTerms) -> Result<Download, FetchError> {
-    let failed = |problem: String| FetchError { url: url.to_owned(), problem };
-    let parsed = Url::parse(url).map_err(|error| failed(format!("is no address: {error}")))?;
-    let client = client(terms).map_err(|error| failed(format!("cannot be asked for: {}", in_one_line(&error))))?;
-    let limits = Limits::new(terms);
-    limits.check_literal(&parsed).map_err(failed)?;
-    let name = parsed.path_segments().and_then(|mut parts| parts.next_back()).filter(|name| !name.is_empty());
-    let name =
-        name.map(percent_decoded).filter(|name| !matches!(name.as_str(), "." | "..") && !name.contains(['/', '\0']));
-    let download = receive(&client, parsed, name, terms);
-    let download = tokio::time::timeout(TIME, download).await;
-    let download =
-        download.unwrap_or_else(|_| Err(format!("did not come within {} s", TIME.as_secs()))).map_err(failed)?;
-    match checksum {
-        Some(checksum) if checksum != download.digest.to_string() => Err(failed(format!(
+impl Download {
+    /// Whether it is what it is said to be.
+    ///
+    /// # Errors
+    /// It is something else.
+    pub fn check(&self, url: &str, checksum: &str) -> Result<(), FetchError> {
+        if checksum == self.digest.to_string() {
+            return Ok(());
+        }
+        let problem = format!(
             "is {}, not what --checksum says\nhint: either the file has changed, or the checksum is that of another one",
-            download.digest
-        ))),
-        _ => Ok(download),
+            self.digest
+        );
+        Err(FetchError { url: url.to_owned(), problem })
     }
 }
 
-async fn receive(client: &Client, url: Url, name: Option<String>, terms: &FetchTerms) -> Result<Download, String> {
-    let told = |error: reqwest::Error| format!("cannot be downloaded: {}", in_one_line(&error.without_url()));
-    let mut answer = client.get(url).send().await.map_err(told)?;
-    if !answer.status().is_success() {
-        return Err(format!("cannot be downloaded: the server answered {}", answer.status()));
+impl Fetcher {
+    /// One that reaches none of these addresses, and puts files on the file system of this folder.
+    ///
+    /// # Errors
+    /// The machine's certificates cannot be used.
+    pub fn new(denied: &[Ipv4Net], spools: PathBuf) -> Result<Fetcher, reqwest::Error> {
+        let limits = Limits(Arc::new(denied.to_vec()));
+        Ok(Fetcher { client: client(&limits)?, limits, spools })
     }
-    let modified = answer.headers().get(header::LAST_MODIFIED).and_then(|value| value.to_str().ok());
-    let modified = modified.and_then(|text| rfc2822::parse(text).ok()).map_or(0, |time| time.timestamp().as_second());
-    let unwritten = |error: io::Error| format!("cannot be kept: {error}");
-    let mut file = tempfile::tempfile_in(&terms.spools).map_err(unwritten)?;
-    let mut hasher = Hasher::default();
-    while let Some(chunk) = answer.chunk().await.map_err(told)? {
-        hasher.update(&chunk);
-        if hasher.bytes() > BYTES_MAX {
-            return Err(format!("has more than {BYTES_MAX} bytes"));
+
+    /// Downloads a file.
+    ///
+    /// # Errors
+    /// An address that may not be reached, an answer that is none, a full disk.
+    pub async fn fetch(&self, url: &str) -> Result<Download, FetchError> {
+        let failed = |problem: String| FetchError { url: url.to_owned(), problem };
+        let parsed = Url::parse(url).map_err(|error| failed(format!("is no address: {error}")))?;
+        self.limits.check_literal(&parsed).map_err(failed)?;
+        let name = parsed.path_segments().and_then(|mut parts| parts.next_back()).filter(|name| !name.is_empty());
+        let name = name.map(percent_decoded);
+        let name = name.filter(|name| !matches!(name.as_str(), "." | "..") && !name.contains(['/', '\0']));
+        let download = tokio::time::timeout(TIME, self.receive(parsed, name)).await;
+        download.unwrap_or_else(|_| Err(format!("did not come within {} s", TIME.as_secs()))).map_err(failed)
+    }
+
+    async fn receive(&self, url: Url, name: Option<String>) -> Result<Download, String> {
+        let told = |error: reqwest::Error| format!("cannot be downloaded: {}", in_one_line(&error.without_url()));
+        let mut answer = self.client.get(url).send().await.map_err(told)?;
+        if !answer.status().is_success() {
+            return Err(format!("cannot be downloaded: the server answered {}", answer.status()));
         }
-        // A chunk is some kilobytes, which the page cache takes at once.
-        file.write_all(&chunk).map_err(unwritten)?;
+        let modified = answer.headers().get(header::LAST_MODIFIED).and_then(|value| value.to_str().ok());
+        let modified = modified.and_then(|text| rfc2822::parse(text).ok());
+        let modified = modified.map_or(0, |time| time.timestamp().as_second());
+        let unwritten = |error: io::Error| format!("cannot be kept: {error}");
+        let mut file = tempfile::tempfile_in(&self.spools).map_err(unwritten)?;
+        let mut hasher = Hasher::default();
+        while let Some(chunk) = answer.chunk().await.map_err(told)? {
+            hasher.update(&chunk);
+            if hasher.bytes() > BYTES_MAX {
+                return Err(format!("has more than {BYTES_MAX} bytes"));
+            }
+            // A chunk is some kilobytes, which the page cache takes at once.
+            file.write_all(&chunk).map_err(unwritten)?;
+        }
+        Ok(Download { file, size: hasher.bytes(), digest: hasher.finish(), name, modified })
     }
-    Ok(Download { file, size: hasher.bytes(), digest: hasher.finish(), name, modified })
 }
 
-fn client(terms: &FetchTerms) -> Result<Client, reqwest::Error> {
-    // Two parts of the program may both be the first to need it.
+fn client(limits: &Limits) -> Result<Client, reqwest::Error> {
+    // Another part of the process may have chosen the same provider already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let limits = Limits::new(terms);
     let follow = limits.clone();
     let policy = redirect::Policy::custom(move |attempt| {
         if attempt.previous().len() > REDIRECTS_MAX {
@@ -145,7 +157,7 @@ fn client(terms: &FetchTerms) -> Result<Client, reqwest::Error> {
         .user_agent(concat!("ampoule/", env!("CARGO_PKG_VERSION")))
         .no_proxy()
         .redirect(policy)
-        .dns_resolver(limits)
+        .dns_resolver(limits.clone())
         .connect_timeout(PAUSE)
         .read_timeout(PAUSE)
         .build()
@@ -156,10 +168,6 @@ fn client(terms: &FetchTerms) -> Result<Client, reqwest::Error> {
 struct Limits(Arc<Vec<Ipv4Net>>);
 
 impl Limits {
-    fn new(terms: &FetchTerms) -> Limits {
-        Limits(Arc::new(terms.denied.clone()))
-    }
-
     fn allows(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         let is_denied = match address {
