@@ -273,15 +273,26 @@ impl Vault {
         self.values.read_exact_at(&mut value, self.read).map_err(failed("read", "a secret"))?;
         let name = self.count.to_string();
         (self.read, self.count) = (self.read + bytes, self.count + 1);
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(&self.folder, &name, flags, Mode::RUSR).map_err(failed("make", "the file of a secret"))?;
-        let mut file = File::from(file);
-        file.write_all(&value).map_err(failed("write", "a secret"))?;
-        let (uid, gid) = (Uid::from_raw(first_id + owner.uid), Gid::from_raw(first_id + owner.gid));
-        fchown(&file, Some(uid), Some(gid)).map_err(failed("give away", "a secret"))?;
-        fchmod(&file, Mode::from_raw_mode(owner.mode)).map_err(failed("set mode of", "a secret"))?;
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let written = openat(&self.folder, &name, flags, Mode::empty()).map_err(failed("open", "a secret"))?;
-        clone_at(&written).map_err(failed("clone", "a secret"))
+        let owner = FileOwner { uid: first_id + owner.uid, gid: first_id + owner.gid, ..owner };
+        file(&self.folder, &name, &value, owner, "a secret")
     }
+}
+
+/// Makes a file, `what` for people, and returns a mount of it that is attached nowhere yet. The ids are the host's.
+pub(super) fn file(
+    folder: &OwnedFd,
+    name: &str,
+    content: &[u8],
+    owner: FileOwner,
+    what: &str,
+) -> Result<OwnedFd, SysError> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut file = openat(folder, name, flags, Mode::RUSR).map(File::from).map_err(failed("make", what))?;
+    file.write_all(content).map_err(failed("write", what))?;
+    let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+    fchown(&file, Some(uid), Some(gid)).map_err(failed("give away", what))?;
+    fchmod(&file, Mode::from_raw_mode(owner.mode)).map_err(failed("set mode of", what))?;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let written = openat(folder, name, flags, Mode::empty()).map_err(failed("open", what))?;
+    clone_at(&written).map_err(failed("clone", what))
 }

@@ -13,8 +13,6 @@
 //! Paths of the image are resolved below its root only, and `/proc` and `/dev` are mounted last, on real folders.
 
 use std::ffi::CString;
-use std::fs::File;
-use std::io::Write;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -35,7 +33,7 @@ use crate::isolation::binds::{self, Bind, Sources};
 use crate::isolation::overlay;
 use crate::isolation::points::{self, Point};
 use crate::isolation::users::{IMAGE_FIRST_ID, Identity};
-use crate::spec::{Frame, WritablePath};
+use crate::spec::{FileOwner, Frame, WritablePath};
 use crate::sys::{self, MountAttributes, SysError, failed};
 
 /// Files of `/proc` that tell of the host or let a job act on it; hidden behind `/dev/null`. The list of the OCI
@@ -375,14 +373,9 @@ fn mount_bind_of_step(root: BorrowedFd<'_>, bind: &Bind<'_>, first_id: u32) -> R
 fn mount_resolver(root: BorrowedFd<'_>, text: &str, first_id: u32) -> Result<(), RootError> {
     let tree = writable_tmpfs(RESOLVER_BYTES, 8, "0755", (first_id, first_id))?;
     attach(&tree, RESOLVER_FOLDER)?;
-    let path = format!("{RESOLVER_FOLDER}/resolv.conf");
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-    let file = open(path.as_str(), flags, Mode::from_raw_mode(0o644)).map_err(failed("make", RESOLVER))?;
-    let owner = (rustix::fs::Uid::from_raw(first_id), rustix::fs::Gid::from_raw(first_id));
-    rustix::fs::fchown(&file, Some(owner.0), Some(owner.1)).map_err(failed("give away", RESOLVER))?;
-    File::from(file).write_all(text.as_bytes()).map_err(failed("write", RESOLVER))?;
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let file = open_tree(CWD, path.as_str(), flags).map_err(failed("clone", RESOLVER))?;
+    let folder = open_folder(RESOLVER_FOLDER)?;
+    let owner = FileOwner { mode: 0o644, uid: first_id, gid: first_id };
+    let file = binds::file(&folder, "resolv.conf", text.as_bytes(), owner, RESOLVER)?;
     let target = Point { path: RESOLVER, is_folder: false }.open(root, (first_id, first_id))?;
     Ok(attach_to(&file, target.as_fd(), RESOLVER)?)
 }
