@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -405,6 +406,11 @@ impl Build {
 }
 
 impl Build {
+    /// The time that it is said to be of.
+    fn date(&self) -> Option<Timestamp> {
+        self.epoch.and_then(|epoch| Timestamp::from_second(epoch).ok())
+    }
+
     fn download(&self, url: &str) -> Result<&Arc<Download>, Problem> {
         self.downloads.get(url).ok_or_else(|| Problem::Missing(format!("`{url}` was not downloaded")))
     }

@@ -202,8 +202,7 @@ pub(super) fn finish(tree: &Tree, build: &Build) -> Vec<u8> {
     let (os, architecture) =
         own_platform().split_once('/').map(|(os, arch)| (os.to_owned(), arch.to_owned())).unwrap_or_default();
     let diff_ids: Vec<String> = tree.layers.iter().map(|layer| format!("sha256:{}", layer.layer.hex())).collect();
-    let epoch = build.epoch.and_then(|epoch| Timestamp::from_second(epoch).ok());
-    let created = epoch.or(config.created).unwrap_or_else(Timestamp::now);
+    let created = build.date().or(config.created).unwrap_or_else(Timestamp::now);
     config.date_history(created);
     let mut whole = Map::new();
     whole.insert("architecture".to_owned(), json!(architecture));

@@ -86,7 +86,7 @@ impl Site {
             self.tell(Event::Done { step: number, wall_ms: 0 }).await;
             None
         };
-        let created = self.epoch().or(result.as_ref().map(|result| result.created));
+        let created = self.build.date().or(result.as_ref().map(|result| result.created));
         let layer = result.and_then(|result| result.layer);
         tree.config.apply(step, layer.is_some(), created);
         if tree.layers.len() + usize::from(layer.is_some()) > LAYERS_MAX {
@@ -132,11 +132,6 @@ impl Site {
         let wall_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.tell(Event::Done { step: number, wall_ms }).await;
         Ok(result)
-    }
-
-    /// The time that the build is said to be of.
-    fn epoch(&self) -> Option<Timestamp> {
-        self.build.epoch.and_then(|epoch| Timestamp::from_second(epoch).ok())
     }
 
     async fn take_known(&self, number: usize, result: StepResult) -> Result<StepResult, Problem> {

@@ -104,10 +104,10 @@ impl Egress {
 
     /// A way out for one sandbox.
     pub(super) fn uplink(&mut self) -> Result<Uplink, EgressError> {
-        let Some(terms) = self.terms.clone() else { return Err(EgressError::Off) };
-        let resolver = resolver(&terms.nameservers);
+        let terms = self.terms.as_ref().ok_or(EgressError::Off)?;
+        let nameservers = if terms.nameservers.is_empty() { machine_nameservers() } else { terms.nameservers.clone() };
         if self.bridge.is_none() {
-            match self.set_up(&terms) {
+            match self.set_up(&terms.denied, &nameservers) {
                 Ok(bridge) => self.bridge = Some(bridge),
                 Err(error) => {
                     self.take_down()?;
@@ -125,7 +125,7 @@ impl Egress {
             prefix: PREFIX,
             gateway: gateway(bridge.network),
             mtu: bridge.mtu,
-            resolver,
+            resolver: resolver(&nameservers),
         })
     }
 
@@ -136,7 +136,7 @@ impl Egress {
         }
     }
 
-    fn set_up(&self, terms: &EgressTerms) -> Result<Bridge, EgressError> {
+    fn set_up(&self, denied: &[Ipv4Net], nameservers: &[Ipv4Addr]) -> Result<Bridge, EgressError> {
         let _turn = turn()?;
         let routes = std::fs::read_to_string("/proc/net/route").map_err(failed("read", "the routes of the machine"))?;
         let routes = read_routes(&routes);
@@ -153,8 +153,7 @@ impl Egress {
         if Path::new("/proc/sys/net/ipv6").exists() {
             set(&format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1")?;
         }
-        let nameservers = if terms.nameservers.is_empty() { machine_nameservers() } else { terms.nameservers.clone() };
-        run("nft", &["-f", "-"], &rules(&self.table_name(), &name, network, &terms.denied, &nameservers))?;
+        run("nft", &["-f", "-"], &rules(&self.table_name(), &name, network, denied, nameservers))?;
         for rule in forward_rules(&name) {
             // A machine without this program has no rules of it that could be in the way.
             let _ = run("iptables", &[&["-w", "-I", "FORWARD"], &rule[..]].concat(), "");
@@ -351,12 +350,11 @@ fn run(program: &'static str, arguments: &[&str], input: &str) -> Result<(), Egr
 /// What `/etc/resolv.conf` of a sandbox says.
 fn resolver(nameservers: &[Ipv4Addr]) -> String {
     let machine = read_bounded(RESOLVERS[0]);
-    let found = if nameservers.is_empty() { machine_nameservers() } else { nameservers.to_vec() };
-    if found.is_empty() {
+    if nameservers.is_empty() {
         return "# no name server of the machine can be reached from here; see `network.nameservers`\n".to_owned();
     }
     let is_kept = |line: &&str| line.starts_with("search ") || line.starts_with("options ");
-    let lines = found.iter().map(|address| format!("nameserver {address}"));
+    let lines = nameservers.iter().map(|address| format!("nameserver {address}"));
     let lines = lines.chain(machine.lines().filter(is_kept).map(str::to_owned));
     lines.collect::<Vec<_>>().join("\n") + "\n"
 }
